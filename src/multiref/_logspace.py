@@ -114,6 +114,11 @@ def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
     return shaped.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
+def prompt_weights(weights: Weights, ref_logps: Tensor) -> Tensor:
+    """[K] or [K, *B], beside [K, *B, Y] → broadcastable to [K, *B]. WeightsError for weights of completions, [K, *B, Y]."""
+    return expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps[..., 0])
+
+
 def weighted_sum(logps: Tensor, weights: Tensor, full: bool | None = None) -> Tensor:
     r"""[K, *E], [K, …] → [*E]: Σ_k w_k log p_k with 0 · (−inf) = 0; gradients are finite wherever the value is.
 

@@ -14,6 +14,7 @@ from multiref._logspace import (
     expand_weights,
     expectation,
     log_ratio,
+    prompt_weights,
     weighted_sum,
 )
 from multiref.errors import ArgumentError
@@ -86,7 +87,7 @@ def weighted_alpha_divergence(log_policy: Tensor, ref_logps: Tensor, weights: We
             f"ref_logps: expected [K, *B, Y] against log_policy {tuple(log_policy.shape)}, found {tuple(ref_logps.shape)}."
         )
     ref_logps = align(ref_logps, log_policy.ndim)
-    w = expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps.new_empty(ref_logps.shape[:-1]))
+    w = prompt_weights(weights, ref_logps)
     if bool((w == 0).any()):  # an absent reference at infinite distance is not to be looked at, not even by the gradient
         with torch.no_grad():
             far = (w == 0) & torch.isinf(alpha_divergence(log_policy, ref_logps, alpha))
@@ -103,6 +104,7 @@ def disagreement(ref_logps: Tensor, weights: Weights = None) -> Tensor:
 
     Reference: DERIVED (docs/theory.md 1 b); F is the normaliser of arXiv 2502.01203, Definition 3.1.
     """
+    prompt_weights(weights, ref_logps)
     return -torch.logsumexp(power_pool(ref_logps, weights, order=0.0), -1)
 
 

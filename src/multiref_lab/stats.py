@@ -44,12 +44,15 @@ def resample(count: int, generator: torch.Generator) -> Tensor:
 
 def _resample(values: Tensor) -> Tensor:
     """[S, P] → [resamples, P]: means over seeds drawn with replacement."""
-    return resample(len(values), torch.Generator().manual_seed(0)) @ values.double() / len(values)
+    counts, values = resample(len(values), torch.Generator().manual_seed(0)), values.double()
+    lost = counts @ (values == -torch.inf).double() > 0  # where none of these is drawn, 0 · (−∞) = 0
+    return torch.where(lost, -torch.inf, counts @ values.clamp_min(-1e300)) / len(values)
 
 
 def _interval(resampled: Tensor) -> Tensor:
     """[resamples, *E] → [2, *E]: the 2.5 % and the 97.5 % quantile."""
-    return torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    between = "linear" if bool(resampled.isfinite().all()) else "nearest"  # between −∞ and a number there is nothing
+    return torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0, interpolation=between)
 
 
 def bootstrap_mean(values: Tensor) -> Estimate:

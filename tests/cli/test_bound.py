@@ -107,6 +107,10 @@ def test_a_store_fills_in_disagreement_and_coverage(tmp_path):
         )
         in covered.output
     )
+    for other in ("forward-kl-6-2", "two-stage"):  # of the arithmetic pool; another letter
+        asked = run("bound", other, "--from-scores", str(tmp_path), *quantities[:2], *quantities[4:])
+        assert asked.exit_code == 2 and "coverage" in asked.stderr
+    assert "a bound that is computed from it is optimistic" in covered.output
     refused = run("bound", "--from-scores", str(tmp_path), "--weights", "0.25;0.75")
     assert refused.exit_code == 2 and "--weights" in refused.stderr
     References({"c": Companion("c")}).score(pairs(4), store=tmp_path / "one")

@@ -72,8 +72,6 @@ def test_the_numbers_of_one_reference_on_paper():
     assert q.nats_per_token == pytest.approx(30 / 15)
     longer, margins = np.array([2, 0, -3, 0]), np.array([2, 1, -1, 0])
     assert q.length_correlation == pytest.approx(np.corrcoef(longer, margins)[0, 1])
-    assert q.nats_per_extra_token == pytest.approx(np.polyfit(longer, margins, 1)[0])
-    assert q.nats_per_character == pytest.approx(30 / 16)  # "c0", "r0", … have two each
     assert q.spread == pytest.approx(np.std([1 / 3, 3, 1, 1.5, 5, 1, 6, 6], ddof=1))
     sizes, claims, found, counts = zip(*q.calibration)
     assert sizes == (0, 1, 1, 2) and counts == (1,) * 4 and found[0] == 0.5 and sorted(found[1:]) == [0, 1, 1]
@@ -413,5 +411,4 @@ def test_pairs_are_read_one_after_the_other_and_grouped_as_they_come(monkeypatch
     assert pairs.most < 20
     same = [p.prompt.lower().rstrip("?").replace(" ", "") or (p.chosen, p.rejected) for p in pairs]
     assert found.groups.tolist() == [list(dict.fromkeys(same)).index(each) for each in same]
-    assert found.characters.tolist() == [[3, 3]] * 60
     assert torch.equal(found.logps[0, 7], scores.of([pairs[7].prompt] * 2, [pairs[7].chosen, pairs[7].rejected])[0])

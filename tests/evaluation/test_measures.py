@@ -35,6 +35,9 @@ def test_measures_of_texts_by_hand():
     assert each["length"] == [5.0, 3.5, 3.0] and each["unfinished"] == [0.0, 1.0, 0.0]
     assert each["win rate"] == [0.5, 0.75, 0.0]
     assert measure_texts({"one": drawn["one"]}, {"one": torch.zeros(1, 1)})["win rate"].isnan().all()
+    parts = ({"role": "assistant", "content": [{"type": "text", "text": "a b"}, {"type": "text", "text": " a"}]},)
+    said = measure_texts({"one": [Rollout("x", (parts,), (0,), ((1, 2),), (True,))]}, {"one": torch.zeros(1, 1)})
+    assert float(said["distinct-1"]) == pytest.approx(2 / 3), "words of what is said, not of how Python writes it"
 
 
 def test_two_vetoes_are_a_tie():
@@ -71,7 +74,7 @@ def test_self_bleu_is_bleu():
 
 @pytest.fixture(scope="module")
 def compared():
-    """Reference p, the token pool, best of 4 of p, and π*: 6 times the same prompt, 100 completions each."""
+    """Reference p, the token pool, best of 4 of p, and π*: 6 times the same prompt, 140 completions each."""
     made = tables()
     refs = references(made)
     policies = {
@@ -81,7 +84,7 @@ def compared():
         "optimum": Optimum(References(dict(refs)), RULE, BETA, n=60, islands=4),
     }
     judges = {"reward": lambda prompt, text: reward([], [text])[0]}
-    found = compare_samples(policies, refs, ["x0"] * 6, judges, Generation(LENGTH), weights=W, beta=BETA, samples=100, seed=2)
+    found = compare_samples(policies, refs, ["x0"] * 6, judges, Generation(LENGTH), weights=W, beta=BETA, samples=140, seed=1)
     return Truth(made), found
 
 

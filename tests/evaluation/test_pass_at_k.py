@@ -1,7 +1,6 @@
 """pass@k against its enumeration, intervals against the normal law, evaluations that are resumed against those that were
 not."""
 
-import contextlib
 import json
 import math
 
@@ -128,7 +127,22 @@ def test_a_killed_evaluation_goes_on_to_the_same_end(tmp_path):
     with pytest.raises(OutputError, match="other settings"):
         sample_rewards(policy, rows, [Reward(long, "long")], Generation(3), samples=4, block=2, store=tmp_path / "cut.jsonl")
 
-    for answer in ("1", "2"):  # one that was mended: what it was rewarded by is another
-        told = [{**row, "answer": answer} for row in rows[:2]]
-        with pytest.raises(OutputError, match="other settings") if answer == "2" else contextlib.nullcontext():
-            sample_rewards(policy, told, [Reward(long, "long")], Generation(3), samples=2, store=tmp_path / "told.jsonl")
+
+def test_a_file_of_samples_is_of_its_settings_and_of_what_the_rewards_read(tmp_path):
+    """Another seed, cut, block or answer is another evaluation; rewards get the ids that they get in training."""
+    table = random_table(3, prompts=2)
+    policy, store = LanguageModel(table, tabular_tokenizer(table), "table"), tmp_path / "kept.jsonl"
+
+    def close(prompts, completions, target, completion_ids, **_):
+        return [float(len(ids) == wanted) for ids, wanted in zip(completion_ids, target)]
+
+    def ask(target=3, length=3, **options):
+        rows = [{"prompt": "x0", "target": target}, {"prompt": "x1", "target": target}]
+        given = {"samples": 2, "seed": 4, "block": 2, "store": store} | options
+        return sample_rewards(policy, rows, [Reward(close, "close")], Generation(length), **given)["close"]
+
+    first = ask()
+    assert torch.equal(ask(), first) and torch.equal(first, torch.ones(2, 2).double())
+    for other in ({"target": 2}, {"seed": 5}, {"length": 2}, {"block": 1}):
+        with pytest.raises(OutputError, match="other settings"):
+            ask(**other)

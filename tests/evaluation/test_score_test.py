@@ -3,6 +3,7 @@
 import itertools
 import math
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.evidence import Evidence
-from multiref.evaluation.inspection.mixture import SIGNIFICANCE, folds_of, select
+from multiref.evaluation.inspection.mixture import SIGNIFICANCE, contenders, folds_of, held_out, select, weigh
 from multiref.evaluation.inspection.score_test import ScoreTest, _flip_signs, plan_pairs, try_additions
 from multiref.evaluation.inspection.verdict import judge
 from multiref.weighting import fit_preferences
@@ -28,7 +29,7 @@ def evidence(margins, groups=None, tokens=None):
     longer = torch.zeros(p) if tokens is None else torch.as_tensor(tokens)
     lengths = torch.stack([longer + 100, torch.full((p,), 100.0)], -1).long().expand(k, p, 2)
     groups = torch.arange(p) if groups is None else torch.as_tensor(groups)
-    return Evidence(tuple("abcdef"[:k]), logps, lengths, torch.zeros(k, p, 2).bool(), torch.ones(p, 2), groups, 0)
+    return Evidence(tuple("abcdef"[:k]), logps, lengths, torch.zeros(k, p, 2).bool(), groups, 0)
 
 
 def test_the_statistic_is_the_score_of_the_likelihood_over_its_clustered_error():
@@ -212,3 +213,31 @@ def test_a_copy_adds_nothing_to_margins_that_separate(pairs):
         assert (test.z, test.p, test.p_opposite) == (0, 1, 1)
         (size,) = plan_pairs([test], pairs=pairs, significance=0.01, gain=0.01)
         assert size.pairs == math.inf  # and not none at all
+
+
+def test_one_that_made_an_earlier_one_needless_is_held_against_a_coin():
+    """b joins beside a, which is then dropped: what is said of b alone is its held-out gain over a coin, and its own z."""
+    draw = random(0)
+    true = draw.standard_t(1.2, 1500).clip(-30, 30)
+    sign = np.where(draw.random(1500) < 1 / (1 + np.exp(-true)), 1, -1)
+    seen = evidence(np.stack([np.tanh(true), true]) * sign)
+    folds = folds_of(seen.groups, 5, 0)
+    chosen, steps = select(seen, [0, 1], folds)
+    assert chosen == [1] and steps[1].name == "b" and steps[1].dropped == ("a",)
+    alone = float(held_out(lambda train, test: fit_preferences(train).coefficients @ test, seen.margins[[1]], folds)[0].mean())
+    gain, (test,) = alone + math.log(2), try_additions(seen, [1], [])
+    assert gain > 2 * steps[1].gain
+    names = [SimpleNamespace(name=name, faults=(), accuracy=0.7, accuracy_interval=(0.6, 0.8)) for name in "ab"]
+    table, additions = contenders(seen, [0, 1], folds), try_additions(seen, [0, 1], chosen)
+    verdict = judge(names, steps, additions, weigh(seen, chosen, resamples=2, seed=0), table, [], prompts=1500)
+    assert verdict.answer == "one" and verdict.use == ("b",)
+    assert f"{gain:.4f} ± " in str(verdict) and f"better than a coin (z = {test.z:.1f}, " in str(verdict)
+
+
+@pytest.mark.parametrize("options", [{"folds": 1}, {"folds": 0}, {"resamples": 0}], ids=str)
+def test_one_fold_holds_nothing_out(options):
+    """Of one fold every gain would be 0, and no reference would be worth a model."""
+    from multiref.evaluation.inspection import inspect
+
+    with pytest.raises(ArgumentError, match="folds, resamples: found"):
+        inspect(*made(np.stack([random(8).normal(1, 1, 100), np.zeros(100)], axis=1)[None] - 9), **options)

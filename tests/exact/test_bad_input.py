@@ -227,3 +227,24 @@ def test_label_smoothing(smoothing):
 def test_every_error_is_one_of_ours():
     for error in (ArgumentError, WeightsError, EmptyPoolError):
         assert issubclass(error, MultirefError) and issubclass(error, ValueError)
+
+
+@pytest.mark.parametrize("batch", [(), (4,)], ids=["one prompt", "prompts"])
+@pytest.mark.parametrize("regularizer", [*FAMILIES, mr.FDivergence.jensen_shannon], ids=lambda f: f.__name__)
+def test_weights_of_completions_are_refused(regularizer, batch):
+    """No divergence of distributions has weights [K, *B, Y]: only those of prompts are weights of a problem."""
+    refs = torch.randn(2, *batch, 3, generator=torch.Generator().manual_seed(0)).double().log_softmax(-1)
+    reward, odd = torch.zeros(*batch, 3).double(), torch.tensor([0.2, 0.8]).double()
+    weights = odd.reshape(2, *[1] * (len(batch) + 1)).expand(2, *batch, 3)
+    calls = [
+        lambda w: mr.exact.solve(reward, refs, regularizer(weights=w), beta=1.0),
+        lambda w: mr.exact.value(refs[0], reward, refs, regularizer(weights=w), beta=1.0),
+        lambda w: regularizer(weights=w).penalty(refs[0], refs),
+        lambda w: mr.exact.merge(refs, w),
+        lambda w: mr.divergences.disagreement(refs, w),
+    ]
+    for call in calls:
+        call(odd)
+        call(weights[..., 0])
+        with pytest.raises(WeightsError, match="more axes"):
+            call(weights)

@@ -123,6 +123,8 @@ def test_slopes_are_recovered_with_their_uncertainty():
     assert (drawn.sum(1) == 7).all() and abs(float((drawn[:, 0] == 0).double().mean()) - (6 / 7) ** 7) < 0.06
     mean = bootstrap_mean(noise[:, 0])
     assert mean.low < noise[:, 0].mean() < mean.high and 0.15 < mean.high - mean.low < 0.25
+    vetoed = bootstrap_mean(torch.cat((torch.tensor([-torch.inf]), torch.ones(79))))  # in 1 − (1 − 1/80)^80 of the resamples
+    assert (vetoed.value, vetoed.low, vetoed.high) == (-torch.inf, -torch.inf, 1.0)
 
 
 def test_a_bound_at_each_of_several_instances():

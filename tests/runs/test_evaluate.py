@@ -1,6 +1,7 @@
 """`multiref evaluate`: JSON and table of several policies, the same again from its folder, and mistakes by name."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -58,6 +59,22 @@ def test_two_policies_on_problems(world, tmp_path):
     )
     other = call(*arguments, "--seed", 1)
     assert other.exit_code == 2 and "seed was 0 and is now 1" in other.output
+
+
+def test_a_policy_or_an_answer_that_was_replaced_is_not_answered_from_old_samples(world, tmp_path):
+    for name in ("policy", "problems.jsonl"):
+        (shutil.copytree if name == "policy" else shutil.copy)(world / {"policy": "a"}.get(name, name), tmp_path / name)
+    given = ["-p", f"a={tmp_path / 'policy'}", "--problems", tmp_path / "problems.jsonl", "--style", "plain"]
+    given += ["--samples", 2, "--max-new-tokens", 3, "--out", tmp_path / "out"]
+    assert call(*given).exit_code == call(*given).exit_code == 0
+    rows = (tmp_path / "problems.jsonl").read_text()
+    (tmp_path / "problems.jsonl").write_text(rows.replace("#### 4", "#### 5"))
+    other = call(*given)
+    assert other.exit_code == 2 and "samples of other settings" in " ".join(other.stderr.split())
+    (tmp_path / "problems.jsonl").write_text(rows)
+    shutil.copy(world / "b" / "model.safetensors", tmp_path / "policy")
+    other = call(*given)
+    assert other.exit_code == 2 and "other settings: models." in other.stderr and "weights was" in other.stderr
 
 
 def test_the_greedy_policy_on_prompts(world, tmp_path):

@@ -4,8 +4,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 
-def letter_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<s>", "</s>", "<pad>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", " "]
+def letter_tokenizer(letters: str = "abcdefghijklmnopqrstuvwxyz") -> PreTrainedTokenizerFast:
+    words = ["<s>", "</s>", "<pad>", "<unk>", *letters, " "]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     backend.decoder = decoders.Fuse()

@@ -353,3 +353,25 @@ def test_weights_of_a_run_file_are_those_of_the_margins_that_were_scored(tokeniz
         found, strategy = weigh(setting, Preference.of(mr.ReverseKL([0.2, 0.3, 0.5]), 0.1), data)
         assert strategy is None
         assert list(found.weights) == pytest.approx(rules[kind](values[..., 0] - values[..., 1]).tolist())
+
+
+def test_evaluation_data_of_other_references_are_refused(policy, tokenizer, pairs, scores, tmp_path):
+    """In another order the weights would be those of other references, and every `kl/…` another's."""
+    _, trainer = train(policy, tokenizer, pairs[:4], scores, tmp_path, max_steps=1, per_device_train_batch_size=4)
+    for names in (["b", "a", "c"], ["a", "b"]):
+        other = PreferenceData(pairs[:4], scores.select(names), tokenizer)
+        with pytest.raises(ArgumentError, match=f"{', '.join(names)}, expected .* their order: a, b, c"):
+            trainer.evaluate(other)
+
+
+def test_data_of_another_tokenizer_or_a_longer_context_are_refused(policy, tokenizer, pairs, scores, tmp_path):
+    """Ids of an alphabet in another order mean other letters; rows of 160 tokens do not fit a context of 64."""
+    turned = letter_tokenizer("hgfedcba")
+    with pytest.raises(ArgumentError, match="pairs:1: the data hold other token ids"):
+        train(policy, tokenizer, PreferenceData(pairs, scores, turned), None, tmp_path, max_steps=1)
+    long = [Pair("a", "b" * 80, "c" * 70, "long"), Pair("a", "b", "c", "short")]
+    keys = content_keys(["a"] * 4, [side for pair in long for side in (pair.chosen, pair.rejected)])
+    lengths = torch.tensor([[81, 71, 2, 2]])
+    whole = SequenceScores(("a",), keys, -lengths.double(), lengths, torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ArgumentError, match="long: the data hold other token ids than this model's tokenizer and context"):
+        train(policy, tokenizer, PreferenceData(long[::-1], whole, tokenizer), None, tmp_path, Preference(mr.ReverseKL(), BETA))

@@ -169,3 +169,32 @@ def test_weights_per_pair_travel_with_the_batch():
                 pairs.ref_lengths[:, b : b + 1],
             )
             torch.testing.assert_close(together[b : b + 1], made.reweighted(tuple(weights[:, b].tolist())).losses(one))
+
+
+def test_the_trust_region_does_not_see_an_absent_reference():
+    """Weight 0 (for all pairs, or for one): window, clip and loss are those of the others alone, also where it has no mass."""
+    two = random_pairs(2)
+    third = torch.full((1, 40, 2), -math.inf, dtype=torch.float64)
+    third[:, ::2] = -500.0
+    three = PairLogps(
+        two.policy, torch.cat((two.references, third)), two.lengths, torch.cat((two.ref_lengths, two.lengths[None]))
+    )
+    expected = TrustRegion(Preference(mr.ReverseKL((0.3, 0.7)), BETA), 0.1, 1).losses(two)
+    for weights in (torch.tensor([0.3, 0.7, 0.0]), torch.tensor([0.3, 0.7, 0.0])[:, None].expand(3, 40)):
+        found = TrustRegion(Preference(mr.ReverseKL(weights.double()), BETA), 0.1, 1).losses(three)
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_weight_in_use_is_that_of_each_pair_and_clipped_ratios_are_counted_under_wrappers():
+    """ARWC by hand: margins 28 and 20 in size, 7/12 and 5/12; and ForwardKL's share is of what the inner objective is shown."""
+    from multiref.training.metrics import pair_metrics
+
+    references = torch.tensor([[[-40.0, -12.0]], [[-10.0, -30.0]]], dtype=torch.float64)
+    one = PairLogps(torch.zeros(1, 2, dtype=torch.float64) - 20, references, torch.ones(1, 2), torch.ones(2, 1, 2))
+    found = pair_metrics(mrpo(BETA, trust_region=0.1, anchor=1, adaptive=True), one, ("a", "b"))
+    assert found["weights/a"].tolist() == pytest.approx([28 / 48]) and found["weights/b"].tolist() == pytest.approx([20 / 48])
+    inner, pairs = Preference(mr.ForwardKL(), BETA), random_pairs(scale=200.0)
+    normalised = PairLogps(pairs.policy / pairs.lengths, pairs.references / pairs.ref_lengths, pairs.lengths, pairs.ref_lengths)
+    share = pair_metrics(LengthNormalised(inner), pairs, ("a", "b", "c"))["log_ratio_clipped"]
+    expected = (inner.log_ratios(normalised).abs() > inner.log_ratio_limit).double().mean(-1)
+    assert torch.equal(share, expected) and 0 < float(share.mean()) < 1

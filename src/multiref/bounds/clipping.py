@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import Weights, check_logps, check_weights
+from multiref.bounds.quantities import check_quantities
 from multiref.bounds.statement import Statement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -86,7 +87,7 @@ def sgd_posterior_kl(
 
     Reference: DERIVED, to first order in η; for `reward_shift_average`.
     """
-    _check(least=0.0, learning_rate=learning_rate, batch=batch, deviation=deviation)
+    _check(learning_rate=learning_rate, batch=batch, deviation=deviation)
     theta, d = weights.double(), len(weights)
     values, vectors = torch.linalg.eigh(curvature.double())
     spread = learning_rate / batch * (vectors.mT @ noise.double() @ vectors) / (values[:, None] + values)
@@ -104,13 +105,11 @@ def clip_quantile(*, samples: float, rollouts: float, delta: float = 0.05) -> fl
     (docs/claims.md, clip-quantile). α as in `reward_shift`; a τ chosen on the same samples is a heuristic.
 
     Raises:
-        ArgumentError: n or K below 1, δ outside (0, 1), or so few samples that α ≥ ½ and no τ > 0 is best.
+        ArgumentError: n ≤ 0, K below 1, δ outside (0, 1), or so few samples that α ≥ ½ and no τ > 0 is best.
 
     Reference: arXiv 2602.21765 (FOUND).
     """
-    _check(samples=samples, rollouts=rollouts)
-    if not 0 < delta < 1:
-        raise ArgumentError(f"delta: expected a probability strictly between 0 and 1, found {delta!r}.")
+    check_quantities("clip_quantile", {"samples": samples, "rollouts": rollouts, "delta": delta})
     if (alpha := sampling_error(samples, rollouts, delta)) >= 0.5:
         raise ArgumentError(f"samples: α = {alpha:.3g} ≥ ½ at n = {samples:g}, K = {rollouts:g}; the bound is least at τ = 0.")
     return 1 - 2 * alpha
@@ -134,12 +133,12 @@ def rollouts_per_prompt(
 
     Reference: arXiv 2602.21765 (FOUND; derived again).
     """
-    _check(least=0.0, prefill=prefill, decode=decode)
+    _check(prefill=prefill, decode=decode)
     if (rollout_deviation is None) != (prompt_deviation is None):
         raise ArgumentError("rollout_deviation, prompt_deviation: expected both or none.")
     if rollout_deviation is None or prompt_deviation is None:
         return max(1.0, math.pow(prefill / decode, 2 / 3))
-    _check(least=0.0, rollout_deviation=rollout_deviation, prompt_deviation=prompt_deviation)
+    _check(rollout_deviation=rollout_deviation, prompt_deviation=prompt_deviation)
     return max(1.0, sqrt(prefill / decode) * rollout_deviation / prompt_deviation)
 
 
@@ -158,18 +157,16 @@ def prompts_and_pairs(
 
     Reference: arXiv 2602.21765 mentions the split; DERIVED.
     """
-    _check(least=0.0, prompt_error=prompt_error, pair_error=pair_error, budget=budget)
-    _check(least=0.0, prompt_cost=prompt_cost, pair_cost=pair_cost)
+    _check(prompt_error=prompt_error, pair_error=pair_error, prompt_cost=prompt_cost, pair_cost=pair_cost, budget=budget)
     ratio = math.pow(prompt_error * pair_cost / (pair_error * prompt_cost), 2 / 3)
     pairs = budget / (prompt_cost * ratio + pair_cost)
     return ratio * pairs, pairs
 
 
-def _check(*, least: float = 1.0, **values: float) -> None:
+def _check(**values: float) -> None:
     for name, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and (value >= least if least else value > 0)):
-            expected = f"at least {least:g}" if least else "a positive number"
-            raise ArgumentError(f"{name}: expected {expected}, found {value!r}.")
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ArgumentError(f"{name}: expected a positive number, found {value!r}.")
 
 
 @dataclass(frozen=True)

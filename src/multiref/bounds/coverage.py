@@ -149,6 +149,7 @@ class CoverageEstimate:
             f"  effective samples     {self.effective_samples:.1f} of {self.completions}\n"
             "  supposes completions drawn from the mixture of the references; for other data it is the references' own estimate"
             "\n  of several prompts F is the mean of theirs: at some prompt −log F is larger"
+            "\n  the coverage may be larger too: a bound that is computed from it is optimistic"
         )
 
 

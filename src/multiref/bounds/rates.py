@@ -11,7 +11,7 @@ from math import cosh, exp, expm1, inf, log, tanh
 import torch
 from torch import Tensor
 
-from multiref._logspace import check_beta
+from multiref.bounds.quantities import check_quantities
 from multiref.bounds.statement import Statement
 from multiref.errors import ArgumentError
 
@@ -173,12 +173,10 @@ def asymptotic_suboptimality(variance: Tensor, information: Tensor, *, beta: flo
 
     Reference: DERIVED; proof A in docs/bounds.md.
     """
-    check_beta(beta)
+    check_quantities("asymptotic_suboptimality", {"beta": beta, "samples": samples})
     V, H = variance.double(), information.double()
     if V.ndim != 2 or V.shape != H.shape or V.shape[0] != V.shape[1]:
         raise ArgumentError(f"variance, information: expected two [d, d], found {tuple(V.shape)} and {tuple(H.shape)}.")
-    if not samples > 0:
-        raise ArgumentError(f"samples: expected a positive number of pairs, found {samples!r}.")
     values, vectors = torch.linalg.eigh(0.5 * (H + H.mT))
     seen = values > 1e-12 * values[-1].clamp_min(1e-300)
     along = torch.einsum("de,df,fe->e", vectors, V, vectors)

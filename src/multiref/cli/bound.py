@@ -24,7 +24,7 @@ def bound(
     target: Annotated[float | None, "What the bound should equal."] = None,
     plot: Annotated[Path | None, "Draw the bound against samples (or iterations) into this PNG."] = None,
     from_scores: Annotated[
-        Path | None, "A store of scores: fills in disagreement and coverage, estimated from its references."
+        Path | None, "A store of scores: fills in disagreement and coverage of reverse KL, estimated from its references."
     ] = None,
     weights: Annotated[
         str | None,
@@ -54,7 +54,7 @@ def bound(
     given = _quantities(statement, context.args)
     if estimate:
         for quantity, value in (("disagreement", estimate.disagreement), ("coverage", estimate.coverage_at_least)):
-            if quantity in statement.parameters:
+            if name.startswith("reverse-kl") and quantity in statement.parameters:  # C of others is of another policy
                 given.setdefault(quantity, value)
     if not given:
         print(statement)

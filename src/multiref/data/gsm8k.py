@@ -162,7 +162,7 @@ def wilson(share: float, trials: float, z: float) -> tuple[float, float]:
 def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964) -> tuple[float, float, float]:
     """(pass@k, low, high) over problems, each with its completions right or wrong; a 95 % interval.
 
-    One completion a problem: Wilson's interval. More: mean ± z standard errors over problems, cut at 0 and 1.
+    One completion a problem: Wilson's interval. More: mean ± z standard errors over problems, cut at 0 and 1 (both, of one).
     """
     each = [pass_at_k(sum(row), len(row), k) for row in correct]
     if not each:
@@ -170,7 +170,7 @@ def pass_rate(correct: Sequence[Sequence[bool]], k: int, *, z: float = 1.959964)
     n, mean = len(each), sum(each) / len(each)
     if all(value in (0.0, 1.0) for value in each):
         return mean, *wilson(mean, n, z)
-    error = math.sqrt(sum((value - mean) ** 2 for value in each) / max(n - 1, 1) / n)
+    error = math.sqrt(sum((value - mean) ** 2 for value in each) / (n - 1) / n) if n > 1 else math.inf
     return mean, max(0.0, mean - z * error), min(1.0, mean + z * error)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multiref.bounds.clipping import sampling_error
+from multiref.bounds.quantities import check_quantities
 from multiref.errors import ArgumentError
-from multiref.regularizers import check_beta
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,7 @@ def clipped_value(rewards: Tensor, log_ratios: Tensor, *, beta: float, tau: floa
 
     Reference: arXiv 2602.21765, Theorem 1 (FOUND).
     """
-    check_beta(beta)
-    if not 0 < tau < math.inf:
-        raise ArgumentError(f"tau: expected a positive, finite number of nats, found {tau!r}.")
-    if not 0 < delta < 1:
-        raise ArgumentError(f"delta: expected a probability strictly between 0 and 1, found {delta!r}.")
+    check_quantities("clipped_value", {"beta": beta, "tau": tau, "delta": delta})
     if rewards.ndim != 2 or rewards.shape != log_ratios.shape or not rewards.numel():
         raise ArgumentError(
             f"rewards, log_ratios: expected two [n, K], found {tuple(rewards.shape)} and {tuple(log_ratios.shape)}."

@@ -4,11 +4,11 @@ is not known."""
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from multiref.data.text import words
 from multiref.models.sampling import Rollout
 from multiref.references.rollouts import RolloutScorer
 
@@ -32,12 +32,12 @@ def measure_texts(drawn: Drawn, rewards: Mapping[str, Tensor]) -> dict[str, Tens
     for name, rollouts in drawn.items():
         rows: dict[str, list[float]] = {"win rate": [_wins(*pair) for pair in zip(rewards[name], first)]}
         for rollout in rollouts:
-            words = [_text(completion).split() for completion in rollout.completions]
-            rows.setdefault("length", []).append(sum(map(len, rollout.completion_ids)) / len(words))
-            rows.setdefault("unfinished", []).append(1 - sum(rollout.ended) / len(words))
+            texts = [words(completion).split() for completion in rollout.completions]
+            rows.setdefault("length", []).append(sum(map(len, rollout.completion_ids)) / len(texts))
+            rows.setdefault("unfinished", []).append(1 - sum(rollout.ended) / len(texts))
             for n in (1, 2):
-                rows.setdefault(f"distinct-{n}", []).append(_distinct(words, n))
-            rows.setdefault("self-BLEU", []).append(_self_bleu(words))
+                rows.setdefault(f"distinct-{n}", []).append(_distinct(texts, n))
+            rows.setdefault("self-BLEU", []).append(_self_bleu(texts))
         for metric, values in rows.items():
             columns.setdefault(metric, []).append(values)
     return {metric: torch.tensor(rows, dtype=torch.float64) for metric, rows in columns.items()}
@@ -85,10 +85,6 @@ def _wins(mine: Tensor, theirs: Tensor) -> float:
     won, even = mine[:, None] > theirs, mine[:, None] == theirs  # no difference, which of two vetoes is NaN
     apart = ~torch.eye(*won.shape, dtype=torch.bool)
     return float((won.double() + even.double() / 2)[apart].mean())
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else " ".join(str(turn["content"]) for turn in completion)
 
 
 def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -47,9 +47,10 @@ def sample_rewards(
         store: a file of one JSON line a prompt (completions, rewards; their ids, for `read_rollouts`), appended to; what it
             holds is not sampled again.
 
-    Errors: OutputError for a file that belongs to something else.
+    Errors: OutputError for a file of other prompts, columns, rewards or settings; whose draws they are it does not know.
     """
-    done = _read(store, rows, samples, [reward.name for reward in rewards])
+    asked = [digest_of([stated((seed, block, generation, columns_of([row], 1)))]) for row in rows]
+    done = _read(store, rows, samples, [reward.name for reward in rewards], asked)
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
         if len(done) >= start + len(part):
@@ -66,7 +67,7 @@ def sample_rewards(
                     group=samples, seed=own,
                 )  # fmt: skip
         del done[start:]  # a block is whole or not there
-        done += _rewarded(part, rollouts, rewards, samples)
+        done += [seal(line | {"asked": own}) for line, own in zip(_rewarded(part, rollouts, rewards, samples), asked[start:])]
         _write(store, done[start:], start)
         tell("sampling", min(start + block, len(rows)), len(rows))
         say(f"{min(start + block, len(rows))}/{len(rows)} prompts")
@@ -95,16 +96,11 @@ def _rewarded(
 ) -> list[dict[str, Any]]:
     total, each = reward_rollouts(rewards, rows, rollouts, samples)
     lines = []
-    for i, (row, rollout) in enumerate(zip(rows, rollouts)):
+    for i, rollout in enumerate(rollouts):
         here = slice(i * samples, (i + 1) * samples)
         values = {name: found[here].tolist() for name, found in {**each, "total": total}.items()}
-        lines.append(seal({**vars(rollout), "rewards": values, "columns": _digest(row)}))
+        lines.append({**vars(rollout), "rewards": values})
     return lines
-
-
-def _digest(row: Mapping[str, Any]) -> str:
-    """Of what its rewards were given beside the prompt, such as the right answer."""
-    return digest_of([stated(columns_of([row], 1))])
 
 
 def read_rollouts(store: str | Path) -> list[Rollout]:
@@ -125,13 +121,16 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, names: Sequence[str]) -> list[dict[str, Any]]:
+def _read(
+    store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, names: Sequence[str], asked: Sequence[str]
+) -> list[dict[str, Any]]:
     """What is there, up to a line that was cut short or has changed since it was written."""
     if store is None or not store.exists():
         return []
     done: list[dict[str, Any]] = []
     others = OutputError(f"{store} holds samples of other settings; choose another folder, or remove it.")
-    for (number, text), row in zip(read_lines(store, "samples that `multiref evaluate` kept", error=OutputError), rows):
+    lines = read_lines(store, "samples that `multiref evaluate` kept", error=OutputError)
+    for (number, text), row, own in zip(lines, rows, asked):
         try:
             found = parse_json(text, f"{store}:{number}", constants=True)
         except MultirefError:
@@ -140,8 +139,7 @@ def _read(store: Path | None, rows: Sequence[Mapping[str, Any]], samples: int, n
             break
         rewards = found["rewards"]
         ours = isinstance(rewards, dict) and rewards.keys() == {*names, "total"}
-        ours = ours and all(len(values) == samples for values in rewards.values())
-        ours = ours and found.get("columns", "") in ("", _digest(row))
+        ours = ours and all(len(values) == samples for values in rewards.values()) and found.get("asked", own) == own
         if not ours or found["prompt"] != json.loads(json.dumps(row["prompt"])):
             raise others
         done.append(found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps, expectation
+from multiref._logspace import NEG_INF, Weights, align, check_beta, check_logps, expectation, prompt_weights
 from multiref.errors import ArgumentError
 from multiref.exact._nested import solve_nested
 from multiref.exact._problem import check_mass, check_policy_shape, check_reward, check_shapes
@@ -82,6 +82,7 @@ def solve(reward: Tensor, ref_logps: Tensor, regularizer: Regularizer, *, beta: 
     check_beta(beta)
     shape = check_shapes(check_reward(reward), check_logps(ref_logps, "ref_logps"))
     ref_logps = align(ref_logps, len(shape))
+    prompt_weights(regularizer.weights, ref_logps)
     if isinstance(regularizer, FDivergence):
         log_policy, multiplier = solve_nested(reward.expand(shape), ref_logps, regularizer, beta)
         received = expectation(log_policy, torch.where(log_policy == NEG_INF, 0.0, reward))
@@ -134,6 +135,7 @@ def merge(log_policies: Tensor, weights: Weights = None) -> Tensor:
 
     Reference: DERIVED (docs/theory.md 1 c).
     """
+    prompt_weights(weights, log_policies)
     pooled = power_pool(log_policies, weights, order=0.0)
     check_mass(pooled, torch.zeros_like(pooled), "merge")
     return pooled.log_softmax(-1)

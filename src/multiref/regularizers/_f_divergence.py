@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref._logspace import Weights, align, check_beta, check_logps, check_weights, expand_weights
+from multiref._logspace import Weights, align, check_beta, check_logps, check_weights, expand_weights, prompt_weights
 from multiref._slope import Slope
 from multiref.errors import ArgumentError
 from multiref.regularizers._regularizer import Regularizer
@@ -119,7 +119,7 @@ class FDivergence(Regularizer):
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k Σ_y π_k f(π/π_k), f by quadrature of f'."""
         refs = align(check_logps(ref_logps, "ref_logps"), log_policy.ndim).double()
         log_policy = check_logps(log_policy, "log_policy").double()
-        w = expand_weights(check_weights(self.weights, len(refs)), refs)
+        w = prompt_weights(self.weights, refs)[..., None]
         larger = torch.maximum(log_policy, refs)
         mean = _seen(self.slope.mean(_log_ratio_or_limit(log_policy, refs)), w)
         scale = torch.where(larger == -math.inf, 0.0, larger).exp()

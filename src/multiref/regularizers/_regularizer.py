@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from multiref._logspace import Weights, align, check_beta, check_weights
+from multiref._logspace import Weights, align, check_beta, check_weights, prompt_weights
 from multiref.divergences import NEAR_ZERO, alpha_divergence, f_prime, weighted_alpha_divergence
 from multiref.pools import power_pool
 
@@ -89,6 +89,7 @@ class Regularizer(ABC):
         r"""[*B, Y], [K, *B, Y] → [*B]: Σ_k w_k D_α(π‖π_k) on a finite support, without β.
         References are distributions over it."""
         ref_logps = align(ref_logps, log_policy.ndim)
+        prompt_weights(self.weights, ref_logps)
         return self.penalty_given_pool(log_policy, None if self.alpha < NEAR_ZERO else self.pool(ref_logps), ref_logps)
 
     def penalty_given_pool(self, log_policy: Tensor, log_pool: Tensor | None, ref_logps: Tensor) -> Tensor:

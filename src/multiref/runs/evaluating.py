@@ -24,11 +24,13 @@ from multiref.evaluation import (
 )
 from multiref.models import Generation, LanguageModel, ModelSpec, load
 from multiref.references import References
+from multiref.references.identity import file_identity
 from multiref.references.rollouts import RolloutScorer
 from multiref.references.scores import same_vocabulary
 from multiref.regularizers import ReverseKL, check_weights
 from multiref.runs.base import FORMAT, Say
 from multiref.runs.evaluation_page import write_evaluation_page
+from multiref.runs.execute import named_models
 from multiref.runs.folder import RunFolder
 from multiref.runs.prompts import Prompts, Row
 from multiref.runs.rewards import RewardSetting, make_rewards
@@ -90,6 +92,8 @@ def evaluate(
         raise ConfigError("k: pass@k counts right answers, and no reward here says what is right. Leave it out, or use gsm8k.")
     later = {"k", "resamples"} | (set() if settings.references else {"references", "weights", "beta", "beside"})
     asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude=later)}
+    models = {path: ModelSpec(path) for path in (*settings.policies.values(), *settings.references.values())}
+    asked["models"] = {name: file_identity(spec) for name, spec in (models | named_models(asked)).items()}
     once = list({repr((row["prompt"], row.get("text"), row.get("answer"))): row for row in rows}.values())
     if len(once) < len(rows):
         say(f"{len(rows) - len(once):,} of {len(rows):,} prompts stand there again; each counts once in what follows.")

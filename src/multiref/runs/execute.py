@@ -104,7 +104,7 @@ def _claimed(folder: RunFolder, settings: dict[str, Any], take_over: bool) -> It
 
 def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say], Job], began: bool, say: Say) -> None:
     """Train, on from where it stopped; write the model, the card and the page."""
-    main, named = folder.main, _named(run.plain())
+    main, named = folder.main, named_models(run.plain())
     trusted = sorted({spec.path for spec in named.values() if spec.trust_remote_code})
     folder.write("versions.json", json.dumps(versions() | ({"trust_remote_code": trusted} if trusted else {}), indent=1))
     clock = _Clock()
@@ -143,7 +143,7 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
             job.release()
 
 
-def _named(settings: Any) -> dict[str, ModelSpec]:
+def named_models(settings: Any) -> dict[str, ModelSpec]:
     """Every model that a run's settings name (policy, references, rewards, judges), by its path and adapter."""
     found: dict[str, ModelSpec] = {}
     if isinstance(settings, dict):
@@ -152,14 +152,14 @@ def _named(settings: Any) -> dict[str, ModelSpec]:
             found[" + ".join(filter(None, (spec.path, spec.adapter)))] = spec
         settings = list(settings.values())
     for each in settings if isinstance(settings, list) else ():
-        found |= _named(each)
+        found |= named_models(each)
     return found
 
 
 def _check_models(folder: RunFolder, settings: dict[str, Any]) -> None:
     """ConfigError where a model that the settings name is no more what it was when training began."""
     known = folder.read(_MODELS, dict)
-    for name, spec in _named(settings).items() if known and not folder.finished else ():
+    for name, spec in named_models(settings).items() if known and not folder.finished else ():
         if (changed := difference(known.get(name, {}), file_identity(spec))) is not None:
             raise ConfigError(
                 f"output: {folder.path} holds a run that began with another {name} ({changed[0]}). Put that one back, choose "

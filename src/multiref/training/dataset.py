@@ -118,6 +118,16 @@ class PairData(Dataset[tuple["PairData", int]]):
             found.update(str(self.encoded[place]).encode())
         return found.hexdigest()
 
+    def check_ids(self, tokenizer: Any, context: int | None = None) -> None:
+        """ArgumentError where the first or the longest pair has other token ids by this tokenizer, within this context."""
+        for place in {0, int(np.argmax(self.row_lengths))}:
+            pair = self.pairs[place]
+            if encode_pairs([pair], tokenizer, self.tokenisation.within(context)) != [self.encoded[place]]:
+                raise ArgumentError(
+                    f"{pair.origin or f'pair {place + 1}'}: the data hold other token ids than this model's tokenizer and "
+                    "context make of it. Expected data of this model: make them with its tokenizer and a max_length it holds."
+                )
+
     def batch(self, indices: Sequence[int]) -> Any:
         """The pairs at `indices`, with their `shares` [B]; a negative one, −1 − i, is pair i that fills without counting."""
         raise NotImplementedError

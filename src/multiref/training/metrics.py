@@ -37,12 +37,14 @@ def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -
     """
     values = reward_metrics(*objective.rewards(pairs).unbind(-1))
     values |= {"logps/chosen": pairs.policy[:, 0], "logps/rejected": pairs.policy[:, 1]}
-    margin = values["rewards/margins"]
-    weights = check_weights(objective.weights, len(names))
+    margin, inner, shown = values["rewards/margins"], objective, pairs
+    while hasattr(inner, "seen"):  # what weighs a pair is the inner one's, of what that is shown
+        inner, shown = inner.seen(shown)
+    weights = check_weights(inner.weights, len(names))
     for k, name in enumerate(names):
         values[f"kl/{name}"] = (pairs.policy - pairs.references[k]).mean(-1)
         values[f"weights/{name}"] = weights[k].to(margin).expand_as(margin)
-    if isinstance(objective, Preference) and (beyond := objective.clipped(pairs)) is not None:
+    if isinstance(inner, Preference) and (beyond := inner.clipped(shown)) is not None:
         values["log_ratio_clipped"] = beyond.to(margin.dtype).mean(-1)
     return {name: value.detach() for name, value in values.items()}
 

@@ -3,8 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -269,13 +268,15 @@ class PairTrainer(Trainer):
         """Every pair, whatever `dataloader_drop_last` says of training; and of these data, not of those that were asked for
         first, as transformers has it with workers that persist."""
         self.__dict__.pop("_eval_dataloaders", None)
-        with _nothing_dropped(self.args):
+        kept, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
             return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = kept
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """The same."""
-        with _nothing_dropped(self.args):
-            return super().get_test_dataloader(test_dataset)
+        return self.get_eval_dataloader(test_dataset)
 
     def evaluate(self, eval_dataset: Any = None, *arguments: Any, **options: Any) -> dict[str, float]:
         """As transformers evaluates; pairs that are not ready are made so, as those given at construction."""
@@ -386,15 +387,6 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.evaluated == state.global_step:
             control.should_evaluate = False
-
-
-@contextmanager
-def _nothing_dropped(args: TrainingArguments) -> Iterator[None]:
-    kept, args.dataloader_drop_last = args.dataloader_drop_last, False
-    try:
-        yield
-    finally:
-        args.dataloader_drop_last = kept
 
 
 class _EpochLoader(DataLoader[Any]):

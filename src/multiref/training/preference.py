@@ -66,6 +66,7 @@ class PreferenceTrainer(PairTrainer):
     """
 
     concluded = ("reward_gap",)
+    names: tuple[str, ...] = ()  # of the references, in the order of the weights
 
     def __init__(
         self,
@@ -91,13 +92,19 @@ class PreferenceTrainer(PairTrainer):
         tokenizer = as_tokenizer(processing_class)
 
         def ready(data: Any) -> PreferenceData:
-            if isinstance(data, PreferenceData):
-                return data
-            if scores is None:
+            if not isinstance(data, PreferenceData):
+                if scores is None:
+                    raise ArgumentError(
+                        "scores: expected SequenceScores that cover the pairs, found None. Make them: References(...).score(…)."
+                    )
+                return PreferenceData(data, scores, tokenizer, tokenisation=limited)
+            if self.names not in ((), data.names):
                 raise ArgumentError(
-                    "scores: expected SequenceScores that cover the pairs, found None. Make them: References(...).score(pairs)."
+                    f"eval_dataset: found the references {', '.join(data.names)}, expected those of training in their order: "
+                    f"{', '.join(self.names)}. Make the data of the same scores (`SequenceScores.select` sorts them)."
                 )
-            return PreferenceData(data, scores, tokenizer, tokenisation=limited)
+            data.check_ids(tokenizer, limited.max_length)
+            return data
 
         train = ready(train_dataset)
         check_weights(self.objective.weights, len(train.names))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multiref import losses as preference_losses
+from multiref._logspace import check_weights, expand_weights
 from multiref.errors import ArgumentError
 from multiref.regularizers import PooledKL
 from multiref.training.objectives import Loss, Objective, PairLogps, Preference, Weights
@@ -92,7 +93,7 @@ class TrustRegion(_Wrapper):
             raise ArgumentError(f"trust region: expected a relative half-width between 0 and 1, found {self.rate}.")
 
     def seen(self, pairs: PairLogps) -> tuple[Objective, PairLogps]:
-        return self.inner, replace(pairs, references=clipped_references(pairs.references, self.rate, self.anchor))
+        return self.inner, replace(pairs, references=clipped_references(pairs.references, self.rate, self.anchor, self.weights))
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class AdaptiveWeights(_Wrapper):
         return self.inner.reweighted(arwc(pairs.references[..., 0] - pairs.references[..., 1])), pairs
 
 
-def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
+def clipped_references(ref_logps: Tensor, rate: float, anchor: int, weights: Weights = None) -> Tensor:
     r"""[K, B, 2] → [K, B, 2]: each reference within a window around the anchor's log-probability,
     proportional to that log-probability.
 
-        m_s = mean_k log π_k(y_s),   share_s = |m_s| / (|m_w| + |m_l|),   η_s = η · share_s
+        m_s = mean of log π_k(y_s) where w_k > 0,   share_s = |m_s| / (|m_w| + |m_l|),   η_s = η · share_s
         log π_k(y_s) ← clip(log π_k(y_s), (1 + η_s) log π_a(y_s), (1 − η_s) log π_a(y_s))
 
     Log-probabilities are negative, so (1 + η) is the lower end. The window grows with the length of the completion
@@ -127,7 +128,8 @@ def clipped_references(ref_logps: Tensor, rate: float, anchor: int) -> Tensor:
         raise ArgumentError(
             f"anchor: expected one of the {len(ref_logps)} references, 0 to {len(ref_logps) - 1}, found {anchor}."
         )
-    size = ref_logps.mean(0).abs()
+    present = (expand_weights(check_weights(weights, len(ref_logps)), ref_logps) > 0).expand_as(ref_logps)
+    size = (torch.where(present, ref_logps, 0.0).sum(0) / present.sum(0)).abs()
     eta = rate * size / size.sum(-1, keepdim=True).clamp_min(1e-12)
     centre = ref_logps[anchor]
     return torch.minimum(torch.maximum(ref_logps, (1 + eta) * centre), (1 - eta) * centre)

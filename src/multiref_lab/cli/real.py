@@ -1,6 +1,7 @@
 """`multiref real`: a real language model from a package, end to end, a page."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,9 +41,9 @@ def command(
     chosen = dataclasses.replace(size, mixed=mixed, seeds=tuple(seeds or size.seeds))
     narrator = Narrator()
     findings = run(chosen, output, model, cache, narrator, workers=workers)
-    words = [*asked, *([f"--mixed {mixed:g}"] if mixed else []), *(f"--seed {seed}" for seed in seeds or ())]
-    words += [f"--model {model}"] if model else []
-    report = page.write(findings, output, command=" ".join(["multiref real", *words]))
+    words = [*asked, *(["--mixed", f"{mixed:g}"] if mixed else []), *(w for seed in seeds or () for w in ("--seed", str(seed)))]
+    words += [*(["--model", model] if model else []), "--output", str(output)]
+    report = page.write(findings, output, command=shlex.join(["multiref", "real", *words]))
     rows = page.table(findings)
     narrator.table(rows, (1, 2, 3, 4))
     narrator.table(rows, (1, *range(5, len(rows.header))))

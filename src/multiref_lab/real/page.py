@@ -13,7 +13,7 @@ from multiref_lab import page
 from multiref_lab.real.equal_kl import compare, judge
 from multiref_lab.real.problems import KINDS
 from multiref_lab.real.run import Findings
-from multiref_lab.real.settings import BASE, REFERENCES
+from multiref_lab.real.settings import BASE, REFERENCES, SINGLE
 from multiref_lab.stats import Measure, paired
 
 UNIT = (
@@ -45,7 +45,7 @@ def write(findings: Findings, output: Path, *, command: str = "multiref real") -
         "A real model, three references",
         Answer(first, [page.picture(_figure(findings), output / "figures" / "accuracy", PICTURE, ALT), Note(*others)]),
         Section("Every policy on the same questions", [rows]),
-        *([Section("At equal KL", [equal_table(findings)])] if len(findings.settings.betas) > 1 else []),
+        *([Section("At equal KL", [equal_table(findings)])] if SINGLE not in findings.settings.rules else []),
         Section("What inspect said before training", found),
         Section("Seconds of each stage", [Settings({name: f"{each:.0f} s" for name, each in findings.seconds.items()})]),
         subtitle="multiref real",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from multiref_lab.real.settings import BASE, EXACT, ONLINE, REFERENCES, RULES, S
 from multiref_lab.real.teaching import LORA, teach
 
 REWARDS = [Reward(correct, "correctness")]
+_NOBODY: Any = SimpleNamespace(phase=lambda sentence: None, progress=lambda what, done, of: None)  # a worker's listener
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,12 @@ class MadePolicy:
 
     def __call__(self, trial: Trial) -> dict[str, float]:
         quiet()
-        stages = _Stages(self.settings, self.output, self.model, self.told or _Untold())
+        stages = _Stages(self.settings, self.output, self.model, self.told or _NOBODY)
         began = time.perf_counter()
         stages.train(trial)
         trained = time.perf_counter()
         stages.judge(trial)
         return {"seconds/train": round(trained - began, 1), "seconds/evaluate": round(time.perf_counter() - trained, 1)}
-
-
-class _Untold:
-    """A worker's listener: nobody."""
-
-    def phase(self, sentence: str) -> None: ...
-
-    def progress(self, what: str, done: int, of: int) -> None: ...
 
 
 @dataclass(eq=False)
@@ -135,7 +129,9 @@ class _Stages:
             for what, each in parts.items()
         }
         trained = {trial: self.judge(trial) for trial in trials}
-        return Findings(s, self.start, pairs, inspections, given, trained, self._seconds() | taken)
+        return Findings(
+            s, self.start, pairs, inspections, given, trained, (read_kept(self.output / "stages.json") or {}) | taken
+        )
 
     # ---- the stages ----
 
@@ -333,16 +329,13 @@ class _Stages:
             raise OutputError(f"{self.output} holds a run with other settings; choose another --output, or remove it.")
         write_whole(place, told)
 
-    def _seconds(self) -> dict[str, float]:
-        return read_kept(self.output / "stages.json") or {}
-
     def _stage(self, name: str, make: Callable[..., Any], *given: Any) -> Any:
         """Do it, and add its seconds to those of earlier calls."""
         began = time.perf_counter()
         try:
             return make(*given)
         finally:
-            seconds = self._seconds()
+            seconds = read_kept(self.output / "stages.json") or {}
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
             write_kept(self.output / "stages.json", seconds)
             self.told.phase(f"{name}: {seconds[name]:.0f} s")

@@ -2,6 +2,7 @@
 package. The whole command on the real model is `make real`."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
+from typer.testing import CliRunner
 
+from multiref.cli import app
 from multiref.data import Pair
 from multiref.errors import ModelError, OutputError
 from multiref.models import Generation, LanguageModel, completion_logps, sample
@@ -142,7 +145,7 @@ def _measured(right: Sequence[float], kl: float, places: range, priced: range) -
     ones = torch.ones(len(right), dtype=torch.float64)
     kls = {name: torch.full((len(priced),), kl * (1 if name == "base" else 3)).double() for name in settings.REFERENCES}
     shares = torch.tensor(right, dtype=torch.float64)
-    return Measured(torch.tensor(places), ("sum",) * len(right), None, shares, ones, ones, kls)
+    return Measured(torch.tensor(places), (settings.SPECIALISTS * len(right))[: len(right)], None, shares, ones, ones, kls)
 
 
 def test_rules_are_compared_at_one_kl_on_the_same_questions() -> None:
@@ -173,6 +176,37 @@ def test_rules_are_compared_at_one_kl_on_the_same_questions() -> None:
     assert len(page.equal_table(found).rows) == 6
     said = " ".join(page.sentences(found))
     assert "mark (above two errors, no seed below 0) is met" in said and "single seeds +0.180, +0.220" in said
+
+
+def test_singles_says_its_options_and_compares_at_equal_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the one β each rule's line goes from the base to where that β ends: the exact rule to 1 nat, the others to 2."""
+    asked: list[settings.RealSettings] = []
+
+    def planted(s: settings.RealSettings, *_: Any, **__: Any) -> run.Findings:
+        asked.append(s)
+        few = dataclasses.replace(s, held_out=8, compared=4, few=2)
+        places = {count: few.places(count) for count in (8, 4, 2)}
+        base = [0.25] * 8
+        trained = {}
+        for rule, seed in itertools.product(s.rules, s.seeds):
+            count, kl = (8, 1.0) if rule == "exact" else (4, 2.0)
+            trained[run.Trial(rule, s.betas[0], seed)] = _measured([0.45] * count, kl, places[count], places[2])
+        given = {"base": _measured(base, 0.0, places[8], places[2])}
+        return run.Findings(few, "tiny", dict.fromkeys(s.seeds, 9), {}, given, trained, {})
+
+    monkeypatch.setattr(run, "run", planted)
+    options = ["--singles", "--mixed", "0.25", "--seed", "5", "--seed", "6"]
+    done = CliRunner().invoke(app, ["real", *options, "--model", "a model", "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert (asked[0].mixed, asked[0].seeds, asked[0].betas) == (0.25, (5, 6), (0.05,))
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    command = f"multiref real {' '.join(options)} --model 'a model' --output {tmp_path}"
+    assert kept["settings"]["command"] == command
+    shown = " ".join(read((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "At KL(π‖base) = 1.000 nats" in shown and f"{' '.join(options)} --model 'a model'" in shown
+    price, levels = equal_kl.compare(planted(asked[0]))
+    gains = {(each.rule, len(each.seeds)): each.gain.mean for each in levels}
+    assert price == 1.0 and gains["exact", 2] == pytest.approx(0.2) and gains["bags", 2] == pytest.approx(0.1)
 
 
 def test_two_strengths_that_end_at_one_kl_leave_no_direction() -> None:

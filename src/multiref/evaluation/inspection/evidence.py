@@ -18,16 +18,15 @@ from multiref.references.scores import SequenceScores
 class Evidence:
     """K references on P pairs.
 
-    logps, lengths, truncated [K, P, 2]: chosen and rejected. characters [P, 2]. groups [P]: pairs of one prompt (capitals,
-    spaces and marks at its end aside) have one number, 0 … G−1; without a prompt, those of the same two completions. They are
-    never split between fitting and testing, and count as one cluster in every standard error. left_out: pairs scored −inf.
+    logps, lengths, truncated [K, P, 2]: chosen and rejected. groups [P]: pairs of one prompt (capitals, spaces and marks at its
+    end aside) have one number, 0 … G−1; without a prompt, those of the same two completions. They are never split between
+    fitting and testing, and count as one cluster in every standard error. left_out: pairs scored −inf.
     """
 
     names: tuple[str, ...]
     logps: Tensor
     lengths: Tensor
     truncated: Tensor
-    characters: Tensor
     groups: Tensor
     left_out: int
 
@@ -74,10 +73,7 @@ def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
         raise DataError(f"{found}. Look at each reference alone.")
     first = _bare(pairs[0].prompt)
     alone = all(_bare(pair.prompt) == first for pair in pairs)  # data without prompts: every pair stands for itself
-    keys, characters = np.empty(len(pairs), np.uint64), np.empty((len(pairs), 2), np.int64)
-    for place, pair in enumerate(pairs):
-        keys[place] = _key(pair, alone)
-        characters[place] = len(words(pair.chosen)), len(words(pair.rejected))
+    keys = np.fromiter((_key(pair, alone) for pair in pairs), np.uint64, len(pairs))
     _, earliest, number = np.unique(keys, return_index=True, return_inverse=True)
     groups = torch.from_numpy(np.argsort(np.argsort(earliest))[number])  # as they come
     return Evidence(
@@ -85,7 +81,6 @@ def gather(pairs: Sequence[Pair], scores: SequenceScores) -> Evidence:
         logps[:, finite],
         scores.at("lengths", columns)[:, finite],
         scores.at("truncated", columns)[:, finite],
-        torch.from_numpy(characters)[finite],
         torch.unique(groups[finite], return_inverse=True)[1],
         int((~finite).sum()),
     )

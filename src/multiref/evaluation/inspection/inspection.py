@@ -8,6 +8,7 @@ import torch
 
 from multiref._progress import each_told
 from multiref.data import Pair
+from multiref.errors import ArgumentError
 from multiref.evaluation.inspection.evidence import gather
 from multiref.evaluation.inspection.faults import doubts, find_faults
 from multiref.evaluation.inspection.mixture import (
@@ -95,8 +96,10 @@ def inspect(
         resamples: bootstrap resamples of prompts for the intervals of weights.
         seed: of the split and the resampling; the verdict should not depend on it.
 
-    Raises: StoreError for a pair without scores; DataError where no pair has finite scores under every reference.
+    Raises: StoreError for a pair without scores; DataError where none has finite ones everywhere; ArgumentError for one fold.
     """
+    if folds < 2 or resamples < 1:
+        raise ArgumentError(f"folds, resamples: found {folds} and {resamples}; expected at least 2 and 1.")
     stages = iter(each_told(range(5), "inspecting", 5))
     next(stages)
     evidence = gather(pairs, scores)

@@ -1,18 +1,12 @@
 """An inspection as one self-contained page with figures."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from multiref.evaluation.inspection.inspection import Inspection
 from multiref.evaluation.inspection.mixture import Contender, Weighting
-from multiref.evaluation.inspection.tables import (
-    additions_table,
-    contenders_table,
-    correlations_table,
-    references_table,
-    token_level_table,
-    token_lines,
-)
+from multiref.evaluation.inspection.tables import tables, token_level_table, token_lines
 from multiref.report import Answer, Block, Formula, Note, Picture, Prose, Section, Settings, versions, write_page
 from multiref.report.figures import GREY, MARKERS, PALETTE, canvas, intervals
 
@@ -22,14 +16,11 @@ convex in c = s · w ≥ 0 and solved exactly; every figure of merit is on promp
 
 def write(path: Path, found: Inspection, *, data: str, store: str) -> None:
     """Write the page."""
-    own: list[Block] = [references_table(found), _calibration(found)]
+    each, *together = tables(replace(found, token_level=None))
+    own: list[Block] = [each, _calibration(found)]
     if signs := [f"{q.name}: {sign}" for q in found.references for sign in q.faults]:
         own.append(Note(*signs))
-    mixture: list[Block] = [Formula(MODEL), correlations_table(found)]
-    if found.additions:
-        mixture.append(additions_table(found.additions))
-    if found.contenders:
-        mixture.append(contenders_table(found.contenders))
+    mixture: list[Block] = [Formula(MODEL), *together]
     if found.weighting is not None and len(found.weighting.names) > 1:
         mixture.append(_weights(found.weighting))
     first, *others = found.verdict.sentences

@@ -25,9 +25,9 @@ class Quality:
         far from 1 says that the margin is over- (t < 1) or underconfident as a probability of preference.
     calibration: per bin of equal size (mean |margin|, mean σ(|margin|), share where it is right, count); calibration_error:
         mean absolute difference of the middle two, by count.
-    length_correlation: of the margin with the difference of lengths in tokens; nats_per_extra_token: the slope.
+    length_correlation: of the margin with the difference of lengths in tokens.
     shorter_accuracy: what "prefer the shorter" would score, for comparison.
-    nats_per_token: over all tokens; spread: standard deviation over completions; nats_per_character.
+    nats_per_token: over all tokens; spread: standard deviation over completions.
     """
 
     name: str
@@ -39,11 +39,9 @@ class Quality:
     calibration: tuple[tuple[float, float, float, int], ...]
     calibration_error: float
     length_correlation: float
-    nats_per_extra_token: float
     shorter_accuracy: float
     nats_per_token: float
     spread: float
-    nats_per_character: float
     truncated: float
     faults: tuple[str, ...]
 
@@ -56,9 +54,6 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
     fit = fit_preferences(margins[None])
     bins = _bins(margins)
     tokens = evidence.lengths[k].double()
-    slope = float(
-        (longer - longer.mean()) @ (margins - margins.mean()) / (longer - longer.mean()).square().sum().clamp_min(1e-12)
-    )
     return Quality(
         name=evidence.names[k],
         accuracy=float(right.mean()),
@@ -71,11 +66,9 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
         calibration=bins,
         calibration_error=sum(abs(claimed - found) * count for _, claimed, found, count in bins) / len(margins),
         length_correlation=float(torch.corrcoef(torch.stack([margins, longer]))[0, 1].nan_to_num(0.0)),
-        nats_per_extra_token=slope,
         shorter_accuracy=float(shorter.mean()),
         nats_per_token=float(-evidence.logps[k].sum() / tokens.sum().clamp_min(1)),
         spread=float(evidence.rates[k].std()) if evidence.pairs else 0.0,
-        nats_per_character=float(-evidence.logps[k].sum() / evidence.characters.sum().clamp_min(1)),
         truncated=float(evidence.truncated[k].double().mean()),
         faults=faults,
     )

@@ -67,7 +67,7 @@ def additions_table(additions: tuple[ScoreTest, ...]) -> Table:
 
 def plan_table(sizes: list[SampleSize], gain: float | None) -> Table:
     """How many pairs would show it."""
-    told = ["points the other way" if math.isinf(size.pairs) else f"{size.pairs:,.0f}" for size in sizes]
+    told = ["adds nothing that way" if math.isinf(size.pairs) else f"{size.pairs:,.0f}" for size in sizes]
     rows = [[size.name, ", ".join(size.given) or "nothing", pairs] for size, pairs in zip(sizes, told)]
     effect = "the effect found here (an estimate, so this is one too)" if gain is None else f"a gain of {gain:g} nats a pair"
     return Table(["reference", "beside", "pairs"], rows, f"Pairs that would show {effect}, at {POWER:.0%} power")

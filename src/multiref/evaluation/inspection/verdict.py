@@ -1,5 +1,6 @@
 """The evidence in words: which references, which weights, and whether more than one is supported at all."""
 
+import math
 from dataclasses import dataclass
 
 from multiref.evaluation.inspection.mixture import Contender, Step, Weighting, fewest
@@ -59,21 +60,22 @@ def judge(
         return verdict("none", [*(_none(known[refused.name], refused) if refused else []), *_opposite(additions, known)])
     used = [step for step in steps if step.accepted and step.name in weighting.names]
     if len(used) == 1:
-        return verdict("one", _one(used[0], refused, known), weighting.names, (1.0,))
+        alone = next(each for each in table if each.name == f"{used[0].name} alone")
+        tested = next(test for test in additions if test.name == used[0].name)
+        return verdict("one", _one(tested, alone, refused, known[tested.name]), weighting.names, (1.0,))
     return verdict("several", _several(used, refused, weighting, table), weighting.names, weighting.weights)
 
 
-def _tested(step: Step) -> str:
-    test = step.test
+def _tested(test: ScoreTest) -> str:
     return f"z = {test.z:.1f}, p = {test.p:.2g}; z = {test.z_without_length:.1f} without what the tokens explain"
 
 
 def _none(best: Quality, refused: Step) -> list[str]:
     low, high = best.accuracy_interval
     if refused.test.p <= refused.level:
-        why = f"{best.name} does predict these preferences ({_tested(refused)}), but by less than is worth a model: it"
+        why = f"{best.name} does predict these preferences ({_tested(refused.test)}), but by less than is worth a model: it"
     else:
-        why = f"No reference predicts these preferences better than a coin ({_tested(refused)}): the best, {best.name},"
+        why = f"No reference predicts these preferences better than a coin ({_tested(refused.test)}): the best, {best.name},"
     return [
         f"{why} is right on {best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to {high:.1%}), "
         f"a held-out gain of {refused.gain:+.4f} ± {refused.error:.4f} nats per pair.",
@@ -93,17 +95,19 @@ def _opposite(additions: list[ScoreTest], known: dict[str, Quality]) -> list[str
     ]
 
 
-def _one(step: Step, refused: Step | None, qualities: dict[str, Quality]) -> list[str]:
-    best = qualities[step.name]
+def _one(test: ScoreTest, alone: Contender, refused: Step | None, best: Quality) -> list[str]:
+    """Against a coin, whatever stood beside it when it joined and was dropped since."""
     low, high = best.accuracy_interval
     sentences = [
-        f"Use {step.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to "
-        f"{high:.1%}), {step.gain:.4f} ± {step.error:.4f} nats per held-out pair better than a coin ({_tested(step)})."
+        f"Use {best.name} alone. Its margin is right on {best.accuracy:.1%} of the pairs (95 % interval {low:.1%} to "
+        f"{high:.1%}), {alone.log_likelihood + math.log(2):.4f} ± {alone.error:.4f} nats per held-out pair better than a coin "
+        f"({_tested(test)})."
     ]
     if refused is not None:
+        short = f"p has to reach {refused.level:.2g}" if refused.test.p > refused.level else "less than is worth a model"
         sentences.append(
             f"The evidence does not support more than one: adding {refused.name} changes the held-out log-likelihood by "
-            f"{refused.gain:+.4f} ± {refused.error:.4f} nats per pair ({_tested(refused)}; p has to reach {refused.level:.2g})."
+            f"{refused.gain:+.4f} ± {refused.error:.4f} nats per pair ({_tested(refused.test)}; {short})."
         )
     return sentences
 
@@ -115,7 +119,8 @@ def _several(used: list[Step], refused: Step | None, weighting: Weighting, table
     ]
     sentences = [f"Use {len(used)} references: {', '.join(parts)} (95 % intervals)."]
     sentences += [
-        f"Adding {step.name} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair ({_tested(step)})."
+        f"Adding {step.name} to {', '.join(step.test.given)} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair "
+        f"({_tested(step.test)})."
         for step in used[1:]
     ]
     uniform = next((contender for contender in table if contender.name == "uniform"), None)

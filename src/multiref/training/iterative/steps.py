@@ -79,25 +79,22 @@ def learn(task: Task, state: State, plan: Plan) -> dict[str, float]:
 
 def improve(
     task: Task, state: State, reward: Callable[[Tensor, Tensor], Tensor], *, steps: int, prompts: int, rollouts: int
-) -> float:
+) -> None:
     """Policy-gradient ascent on E_π[r] − β Σ_k w_k D(π‖π_k): leave-one-out baseline, the penalty β f'(π/P) in the reward,
     its exact gradient."""
-    last = 0.0
     for _ in range(steps):
         x = some_prompts(task, prompts, state.generator)
-        last = policy_step(task, state, reward, x, state.policy.sample(x, rollouts, state.generator))
-    return last
+        policy_step(task, state, reward, x, state.policy.sample(x, rollouts, state.generator))
 
 
-def policy_step(task: Task, state: State, reward: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
-    """One step of `improve` on rollouts [*S, B, n, L] of the current policy; returns the mean of reward less penalty."""
+def policy_step(task: Task, state: State, reward: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> None:
+    """One step of `improve` on rollouts [*S, B, n, L] of the current policy."""
     with torch.no_grad():
         gain = reward(x, y)
         references = task.ref_logps(x, y)
     logps = state.policy.logps(x, y)
     utility = gain - task.regularizer.implicit_reward(logps.detach(), references, beta=task.beta)
     descend(state.optimizer, -(leave_one_out(utility, axis=-1) * logps).mean((-1, -2)), "policy")
-    return float(utility.mean())
 
 
 def preference_step(task: Task, state: State, prompts: Tensor, completions: Tensor, extra: Tensor | float = 0.0) -> float:

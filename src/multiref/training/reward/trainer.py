@@ -149,7 +149,10 @@ class RewardTrainer(PairTrainer):
         self._padded = True
 
         def ready(data: Any) -> RewardData:
-            return data if isinstance(data, RewardData) else RewardData(data, processing_class, tokenisation=tokenisation)
+            if not isinstance(data, RewardData):
+                return RewardData(data, processing_class, tokenisation=tokenisation)
+            data.check_ids(as_tokenizer(processing_class))
+            return data
 
         train, config = ready(train_dataset), model.config
         if tokenisation not in (TOKENISATION, train.tokenisation):
