@@ -59,7 +59,7 @@ class RolloutScorer:
             limit = getattr(reference, "max_length", None)
             if self.aligned[name] and limit is not None and limit < longest:
                 raise ArgumentError(
-                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} (a prompt of "
+                    f"references: {name!r} holds {limit} tokens, but a rollout may have {longest} (the longest prompt of "
                     f"{longest - new_tokens} and {new_tokens} new ones). Shorten the prompts or max_new_tokens, or use another."
                 )
 
