@@ -116,7 +116,7 @@ def expand_weights(weights: Tensor, like: Tensor) -> Tensor:
 
 def prompt_weights(weights: Weights, ref_logps: Tensor) -> Tensor:
     """[K] or [K, *B], beside [K, *B, Y] → broadcastable to [K, *B]. WeightsError for weights of completions, [K, *B, Y]."""
-    return expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps[..., 0])
+    return expand_weights(check_weights(weights, ref_logps.shape[0]), ref_logps.new_empty(ref_logps.shape[:-1]))
 
 
 def weighted_sum(logps: Tensor, weights: Tensor, full: bool | None = None) -> Tensor:
