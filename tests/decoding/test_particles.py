@@ -134,7 +134,7 @@ def test_one_token_has_its_probability(dtype, monkeypatch):
     n = 400_000
     counts = draw_one(p.expand(n, -1), torch.Generator().manual_seed(2))[:, 0].bincount(minlength=7)
     assert bool(((counts - n * p).abs() <= 5 * (n * p * (1 - p)).sqrt()).all()), counts
-    for uniform, token in ((0.0, 1), (1 - 2.0**-53, 5)):
+    for uniform, token in ((0.0, 1), (1 - 2.0**-53, 5), (1.0, 5)):
         monkeypatch.setattr(torch, "rand", lambda shape, u=uniform, **like: torch.full(shape, u, dtype=torch.float64))
         assert int(draw_one(p, torch.Generator())) == token
     assert draw_one(torch.tensor([[0.0, 0.0], [math.nan, 1.0]], dtype=dtype), torch.Generator()).tolist() == [[0], [0]]
