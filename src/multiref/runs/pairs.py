@@ -215,7 +215,7 @@ class PairsRun(BaseRun):
         return f"{public(self.data.path)}{which} ({', '.join(counts)})"
 
     def fitting(self, pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> Sequence[Pair]:
-        """Pairs that the policy's context holds whole; or as `too_long` says."""
+        """Pairs that the context of a model, the policy or a reference, holds whole; or as `too_long` says."""
         limit = tokenisation.max_length
         if not pairs or limit is None or self.too_long == "keep":
             return pairs
