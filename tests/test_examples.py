@@ -33,7 +33,7 @@ def test_every_public_name_has_a_docstring_and_an_example(monkeypatch, tmp_path)
 
 
 def test_a_name_without_an_example_or_docstring_is_found(monkeypatch, tmp_path):
-    """Faults planted: a cell's head loses a name, a public function its docstring, another has a sentence that would be torn."""
+    """Faults planted: a cell's head loses a name, a public function its docstring, another has a torn sentence."""
     monkeypatch.setattr(make_api, "FOLDER", tmp_path)
     setup, cells = make_api.cells("losses")
     assert [line for line in make_api.write_page("losses") if line] == []
