@@ -388,4 +388,4 @@ def test_a_pair_that_fills_a_reference_s_context_is_left_out(config, world, tiny
     config["training"] = {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True}
     result = CliRunner().invoke(app, ["train", "--config", str(written(config, tmp_path))])
     assert result.exit_code == 0, result.output
-    assert f"Left out 1 of {len(WORDS) + 1} pairs that are longer than 32 tokens" in result.output
+    assert f"Left out 1 of {len(WORDS) + 1} pairs that are longer than 32 tokens under short" in result.output

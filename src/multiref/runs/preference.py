@@ -66,10 +66,11 @@ class PreferenceRun(PairsRun, PooledRun):
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides)
         settled = self.settled(folder, say)
         opened = References({each.name: each.opens() for each in settled}, tokenisation=tokenisation)
-        for held in map(opened.open, opened.names):  # a prompt that fills a context cannot be scored
+        for name, held in zip(opened.names, map(opened.open, opened.names)):  # a prompt that fills a context cannot be scored
             if isinstance(held, LocalReference) and (held.tokenisation, held.vocabulary) != (tokenisation, words):
                 sides = train, held_out
-                train, held_out = (self.fitting(pairs, held.tokenizer, held.tokenisation, say) for pairs in sides)
+                own = (held.tokenizer, held.tokenisation, say, f" under {name}")
+                train, held_out = (self.fitting(pairs, *own) for pairs in sides)
         store = Path(self.store) if self.store else folder.path / "scores"
         with main_first(f"scoring {folder.path.resolve()}"):
             number = len(train) + len(held_out)
