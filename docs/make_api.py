@@ -64,6 +64,11 @@ def undocumented(name: str, found: object) -> Iterator[str]:
                 yield f"{name}.{member}"
 
 
+def torn(found: object) -> bool:
+    """Whether the site would tear a sentence in two, or lose it: "Errors: …" with an indented line behind it is a box."""
+    return re.search(r"(\A|\n\n)\w[\w ]*: .+\n    ", inspect.getdoc(found) or "") is not None
+
+
 def needs_example(found: object) -> bool:
     """Whether a reader would ask how it is used: functions and classes, but those that the head of this file exempts."""
     if inspect.isclass(found):
@@ -79,6 +84,8 @@ def write_page(room: str) -> Iterator[str]:
     for name in names:
         found = getattr(module, name)
         yield from (f"no docstring: {line}" for line in undocumented(f"multiref.{room}.{name}", found))
+        if torn(found):
+            yield f"an indented line behind one that begins with a word and a colon: multiref.{room}.{name}"
         if needs_example(found) and name not in examples:
             yield f"no example: multiref.{room}.{name}"
     yield from (f"docs/examples/{room}.py: {name} is no public name" for name in sorted(set(examples) - set(names)))

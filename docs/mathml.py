@@ -21,6 +21,7 @@ PAIRS = {"(": ")]", "[": ")]", "{": "}", "⌊": "⌋"}  # [0, ½) is closed too
 MARKS = {"\u0302": "^", "\u0303": "~", "\u0304": "¯"}
 ONE_FRACTION = r"<mrow><mo>\(</mo><mfrac>((?!</mfrac>).)*</mfrac><mo>\)</mo></mrow>"
 RELATIONS = "=∝≤≥<>→←~∼≻"
+FLAT = ' stretchy="false"'
 TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<raised>[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵀᶜ]+)|(?P<lowered>[₀-₉]+)|(?P<number>\d+(?:[.,]\d+)*)"
     r"|(?P<word>[A-Za-z]\u0302?[A-Za-zÀ-ÿ-]*[a-zA-Z](?:'s\b)?)|(?P<letter>[^\W\d_][\u0302-\u0304]?)|(?P<sign>.)"
@@ -169,13 +170,15 @@ class Reader:
             if text == "a" and [token.kind for token in self.left[:2]] == ["space", "word"]:
                 return self.name("a")
             letter = '<mi mathvariant="normal">E</mi>' if text == "E" else f"<mi>{text[0]}</mi>"
-            mark = f'<mo stretchy="false">{MARKS[text[1]]}</mo>' if len(text) == 2 else ""
+            mark = f"<mo{FLAT}>{MARKS[text[1]]}</mo>" if len(text) == 2 else ""
             return f'<mover accent="true">{letter}{mark}</mover>' if mark else letter
         if token.text == "√":
             return f"<msqrt>{bare(self.scripted())}</msqrt>"
         if token.text in PAIRS:
-            return f"<mrow><mo>{text}</mo>{self.inside(token.text)}<mo>{self.left.pop(0).text}</mo></mrow>"
-        upright = ' stretchy="false"' if token.text in "|‖" else ""
+            inside, closing = self.inside(token.text), self.left.pop(0).text
+            flat = "" if re.search("<mfrac>|<munder", inside) else FLAT  # without a font for it a browser stretches too far
+            return f"<mrow><mo{flat}>{text}</mo>{inside}<mo{flat}>{closing}</mo></mrow>"
+        upright = FLAT if token.text in "|‖" else ""
         return f"<mo{upright}>{escape(PLAIN.get(token.text, token.text))}</mo>"
 
     def name(self, text: str) -> str:
@@ -192,9 +195,8 @@ class Reader:
 
 def bare(found: str) -> str:
     """Without the round brackets around the whole of it."""
-    start, end = "<mrow><mo>(</mo>", "<mo>)</mo></mrow>"
-    inner = found[len(start) : -len(end)]
-    return f"<mrow>{inner}</mrow>" if found.startswith(start) and found.endswith(end) else found
+    inner = re.fullmatch(rf"<mrow><mo(?:{FLAT})?>\((</mo>.*<mo)(?:{FLAT})?>\)</mo></mrow>", found)
+    return f"<mrow>{inner[1][len('</mo>') : -len('<mo')]}</mrow>" if inner else found
 
 
 def inline(source: str) -> str:

@@ -1,6 +1,7 @@
 """What the documents promise about themselves: lines that fit a screen, links that lead somewhere,
-a table that is the measurements'."""
+tables that are the measurements'."""
 
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,26 @@ def test_the_log_s_table_of_ratios_is_made_of_the_recorded_lines():
         [sys.executable, ROOT / "benchmarks" / "table.py"], capture_output=True, text=True, check=True, timeout=60
     )
     assert made.stdout.strip() in (ROOT / "LOG.md").read_text(encoding="utf-8"), "python benchmarks/table.py --write"
+
+
+@pytest.mark.parametrize(
+    ("page", "claim"),
+    [
+        ("bilevel.md", "bilevel-misspecified"),
+        ("which-online-algorithm.md", "bilevel-transformers"),
+        ("which-online-algorithm.md", "bilevel-transformers-misspecified"),
+    ],
+)
+def test_a_table_of_the_upper_objectives_is_the_ledger_s(page, claim):
+    """The ledger is written anew with the code; a page that quotes it by hand says the same: of each β, the same numbers."""
+    found = json.loads((ROOT / "docs" / "claims.json").read_text(encoding="utf-8"))["claims"][claim]["note"]
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("**", "").splitlines()
+    rows = [sorted(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("| ")]
+    parts = re.findall(r"β = ([\d.]+): (.*?)(?:;|\.?$)", found)
+    assert len(parts) == 3
+    for beta, said in parts:
+        wanted = sorted([beta, *re.findall(r"[a-z] (\d\.\d+)(?! ?\))", re.sub(r"\(.*?\)", "", said))])
+        assert wanted in rows, f"{claim}, β = {beta}: {said}"
 
 
 def test_every_page_is_in_the_site():

@@ -33,15 +33,17 @@ def test_every_public_name_has_a_docstring_and_an_example(monkeypatch, tmp_path)
 
 
 def test_a_name_without_an_example_or_docstring_is_found(monkeypatch, tmp_path):
-    """Faults planted: a cell's head loses a name, and a public function its docstring."""
+    """Faults planted: a cell's head loses a name, a public function its docstring, another has a torn sentence."""
     monkeypatch.setattr(make_api, "FOLDER", tmp_path)
     setup, cells = make_api.cells("losses")
     assert [line for line in make_api.write_page("losses") if line] == []
     monkeypatch.setattr(make_api, "cells", lambda room: (setup, {"gone": ""} | {n: c for n, c in cells.items() if n != "ipo"}))
     monkeypatch.setattr("multiref.losses.hinge.__doc__", None)
+    monkeypatch.setattr("multiref.losses.robust.__doc__", "A loss.\n\n    Errors: one for a number\n        that is none.\n")
     assert list(make_api.write_page("losses")) == [
         "no docstring: multiref.losses.hinge",
         "no example: multiref.losses.ipo",
+        "an indented line behind one that begins with a word and a colon: multiref.losses.robust",
         "docs/examples/losses.py: gone is no public name",
     ]
     assert re.search(r"::: multiref.losses.ipo\n", (tmp_path / "losses.md").read_text("utf-8"))

@@ -75,6 +75,12 @@ def test_a_fraction_stands_upright_where_both_sides_are_one_thing():
     assert "<mfrac>" not in inline("(a + b)/c")
 
 
+def test_a_bracket_is_tall_only_around_what_is_tall():
+    """A browser without a font for mathematics stretches it far beyond a subscript."""
+    assert inline("(π_k)").count('<mo stretchy="false">') == 2
+    assert "stretchy" not in inline("(½)") and "stretchy" not in block(["(Σ_k w_k)"])
+
+
 @pytest.mark.parametrize("source", ["e^{r/β", "log(π"])
 def test_a_bracket_that_is_not_closed_is_an_error(source):
     with pytest.raises(ValueError, match="not closed"):

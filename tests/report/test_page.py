@@ -5,10 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from multiref.errors import ArgumentError, OutputError
 from multiref.report import Answer, Formula, Note, Picture, Prose, Section, Settings, Table, page, write_page
 from multiref.report.figures import Curve, Plot, png
+from multiref.report.terminal import print_table
 
 VOID = {"meta", "img", "br", "link", "hr"}
 LEAVES = {"path", "use", "rect", "circle", "line"}  # of SVG, closed in themselves
@@ -124,6 +126,16 @@ def test_a_table_keeps_its_cells_in_place() -> None:
     assert [attrs.get("class") for tag, attrs in reader.tags if tag == "tr"] == [None, None, "quiet"]
     with pytest.raises(ArgumentError, match="row 0 has 1 cells"):
         Table(("a", "b"), [("x",)])
+
+
+def test_bars_begin_at_the_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """A column without a head is drawn: "██" and "████" start at one place, though numbers end at one."""
+    table = Table(("tokens", "pairs", ""), [("1", "2", "██"), ("2", "10", "████")])
+    cells = [attrs.get("class") for tag, attrs in read(page("t", table)).tags if tag == "td"]
+    assert cells == [None, "bar", None, "bar"]
+    print_table(table, console=Console(width=80))
+    short, long = (line for line in capsys.readouterr().out.splitlines() if "█" in line)
+    assert short.index("█") == long.index("█")
 
 
 def test_settings_are_flattened_by_dots() -> None:

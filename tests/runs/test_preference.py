@@ -374,3 +374,18 @@ def test_every_objective_runs_from_the_file_and_is_named_in_the_card(objective, 
     first = losses(folder)[1, "loss"]
     plain = do({**config, "objective": "preference", "output": config["output"] + "-plain"}, say=lambda _: None)
     assert abs(first - losses(plain)[1, "loss"]) > 1e-4
+
+
+def test_a_pair_that_fills_a_reference_s_context_is_left_out(config, world, tiny_tokenizer, tmp_path):
+    """Its prompt leaves no room for a completion: nothing could be scored, whatever is cut. `too_long: drop` says so."""
+    make_llama(len(tiny_tokenizer), seed=9, context=32).save_pretrained(tmp_path / "short")
+    tiny_tokenizer.save_pretrained(tmp_path / "short")
+    long = {"prompt": "the cat sat on the mat and " * 8, "chosen": "the dog", "rejected": "the log"}
+    rows = (world / "pairs.jsonl").read_text("utf-8") + json.dumps(long) + "\n"
+    (tmp_path / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    references = [config["references"][0], {"name": "short", "model": str(tmp_path / "short"), "weight": 0.75}]
+    config |= {"data": str(tmp_path / "pairs.jsonl"), "references": references, "evaluation": None}
+    config["training"] = {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True}
+    result = CliRunner().invoke(app, ["train", "--config", str(written(config, tmp_path))])
+    assert result.exit_code == 0, result.output
+    assert f"Left out 1 of {len(WORDS) + 1} pairs that are longer than 32 tokens under short" in result.output

@@ -11,7 +11,9 @@ import yaml
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 from typer.testing import CliRunner
 
+from multiref import runs
 from multiref.cli import app
+from multiref.cli.train import command
 from multiref.models import ModelSpec
 from multiref.runs import read_run, reward
 from multiref.runs.folder import RunFolder
@@ -166,3 +168,13 @@ def test_lines_around_an_epoch_s_end_and_training_s_end_are_there_once(config, t
 def timeless(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in line.items() if "runtime" not in key and "per_second" not in key} for line in lines]
+
+
+def test_a_reward_model_judges_what_is_evaluated_next(tmp_path, monkeypatch):
+    """It is no policy: the next step names it as the reward; of any other task what was trained is the second policy."""
+    (tmp_path / "made").mkdir()
+    monkeypatch.setattr(runs, "run", lambda *_, **__: tmp_path / "made")
+    for task, words in (("reward", "--prompts … --reward model="), ("online", "--policy after=")):
+        (tmp_path / "made" / "config.yaml").write_text(f"format: 2\ntask: {task}\nmodel: {{path: base}}\n", encoding="utf-8")
+        said = command(config=tmp_path / "any.yaml")["next"]
+        assert said.startswith(f"multiref evaluate --policy before=base {words}{tmp_path / 'made' / 'model'} --")

@@ -2,11 +2,13 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from multiref.errors import ConfigError, MultirefWarning, OutputError
 from multiref.runs import trackers
+from multiref.runs.page import _answer
 from tests.runs.doing import do, settings
 from tests.runs.hub_double import hub_double
 
@@ -155,3 +157,11 @@ def test_model_and_card_are_pushed_once_and_the_token_is_nowhere(folders, tmp_pa
         assert len(hub.asked) > asked
     assert any(line.startswith("Pushed to http://127.0.0.1") for line in said) and TOKEN not in "".join(said)
     assert not any(TOKEN.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_page_s_sentence_speaks_of_an_error_where_it_shows_one():
+    """A mean of one logged step has none; of two steps each, 0 and 2, it is 1."""
+    facts = SimpleNamespace(curves={"reward": ("reward",)}, held_out=0)
+    one, ten = ([{"reward": value} for value in values] for values in ([0.25, 0.5], [0.0, 2.0] * 5))
+    assert _answer(facts, one)[1] == "reward: 0.500 over the last fifth of the logged steps, after 0.250 over the first."
+    assert _answer(facts, ten)[1].endswith("after 1.000 ± 1.000 over the first (± one standard error over steps).")

@@ -8,7 +8,7 @@ from pathlib import Path
 import transformers
 
 from tests.zoo.build import names
-from tests.zoo.measure import Finding, measure
+from tests.zoo.measure import TOLERANCE, Finding, measure
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 
@@ -29,8 +29,8 @@ def page(found: list[Finding]) -> str:
         "",
         f"{len(found)} types, {len(built)} built, {len(causal)} of them causal; {len(scored)} scored, {len(batched)} in "
         f"batches, {len(drawn)} drawn from.",
-        f"Wrong: {sum(bool(each.wrong) for each in built)}; two answers in evaluation mode: "
-        f"{sum(each.noisy for each in built)}.",
+        f"Wrong (a token off by {TOLERANCE:g} nats or more): {sum(bool(each.wrong) for each in built)}; two answers in "
+        f"evaluation mode: {sum(each.noisy for each in built)}.",
         "",
         "Errors are of a token's log-probability, float32 beside float64, the largest over the layout that stands and the",
         "slower ones; loaded: after saving and loading. Independent: a padded batch of plain passes gives each row what it has",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import belong
+from multiref.cli.options import belong, weights_of
 from multiref.errors import ArgumentError, StoreError, WeightsError
 
 if TYPE_CHECKING:
@@ -76,15 +76,11 @@ def bound(
 def _listing() -> str:
     from multiref import bounds
 
-    lines = ["Statements (multiref bound NAME shows the quantities of one):", ""]
-    for name, statement in bounds.statements().items():
-        lines.append(f"  {name:<36} {statement.status:<12} {statement.title}")
-    lines += ["", "Without constants in the sources, and so without a value:", ""]
-    lines += [
-        f"  {name:<36} {'rate only':<12} {one.theorem}: {one.rate}; see {one.instead}"
-        for name, one in bounds.UNAVAILABLE.items()
-    ]
-    return "\n".join(lines)
+    rows = [(name, each.status, each.title) for name, each in bounds.statements().items()]
+    bare = [(name, "rate only", f"{one.theorem}: {one.rate}; see {one.instead}") for name, one in bounds.UNAVAILABLE.items()]
+    known, rates = ("\n".join(f"  {name:<36} {what:<12} {said}" for name, what, said in each) for each in (rows, bare))
+    without = "Without constants in the sources, and so without a value:"
+    return "\n\n".join(("Statements (multiref bound NAME shows the quantities of one):", known, without, rates))
 
 
 def _statement(name: str) -> "Statement":
@@ -164,16 +160,11 @@ def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":
 
 def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...]:
     """`0.5,0.5` in the store's order, or `math=0.3,base=0.7` by name."""
-    parts = [part.partition("=") for part in text.split(",")]
-    named = {name.strip(): value for name, equals, value in parts if equals}
+    parts = text.split(",")
     try:
-        if not named:
-            return tuple(float(name) for name, _, _ in parts)
-        if len(named) == len(parts) and set(named) == set(names):
-            return tuple(float(named[name]) for name in names)
-    except ValueError:
-        pass
-    raise WeightsError(
-        f"--weights: found {text!r}, expected numbers with commas between, as 0.5,0.5 for {', '.join(names)}, or by name, as "
-        f"{','.join(f'{name}=0.5' for name in names)}"
-    )
+        return (weights_of([*names], parts) or ()) if "=" in text else tuple(map(float, parts))
+    except (ArgumentError, ValueError):
+        raise WeightsError(
+            f"--weights: found {text!r}, expected numbers with commas between, as 0.5,0.5 for {', '.join(names)}, or by name, "
+            f"as {','.join(f'{name}=0.5' for name in names)}"
+        ) from None

@@ -49,13 +49,15 @@ def command(
     folder = runs.run(config, assignments or (), say=say, take_over=take_over)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _leave()
-    base = runs.RunFolder(folder).settings().get("model") or {}
-    policies = f"--policy before={shlex.quote(str(base.get('path', '…')))} --policy after={shlex.quote(str(folder / 'model'))}"
+    settings, made = runs.RunFolder(folder).settings(), shlex.quote(str(folder / "model"))
+    before = f"--policy before={shlex.quote(str((settings.get('model') or {}).get('path', '…')))}"
+    judge = settings.get("task") == "reward"  # what was trained judges policies
+    asked = f"--prompts … --reward model={made}" if judge else f"--policy after={made} --prompts … --reward …"
     return {
         "output": str(folder),
         "model": str(folder / "model"),
         "report": str(folder / "report.html"),
-        "next": f"multiref evaluate {policies} --prompts … --reward … --out {shlex.quote(str(folder))}-evaluation",
+        "next": f"multiref evaluate {before} {asked} --out {shlex.quote(str(folder))}-evaluation",
     }
 
 

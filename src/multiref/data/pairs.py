@@ -51,7 +51,7 @@ def as_pair(row: Mapping[str, object] | Pair, *, origin: str = "") -> Pair:
     `system` is the conversation's first message; `tools` and `chat_template_kwargs` go to the chat template with this row.
 
     Errors: DataError naming `origin` for a side that is missing, empty, no text, or the same as the other, and for a column
-        with content that would be lost (`REFUSED`; system, tools or template arguments beside strings, which no template sees).
+    with content that would be lost (`REFUSED`; system, tools or template arguments beside strings, which no template sees).
     """
     if isinstance(row, Pair):
         return row

@@ -80,7 +80,7 @@ def compare(
         P_π(correct)
 
     One yardstick for every row: `regularizer`, `beta` and its optimum π* from `exact.solve`, whatever the method itself was
-        trained for.
+    trained for.
 
     Args:
         log_policies: method → [*B, Y] of one seed, or a sequence of those; every method with as many seeds.

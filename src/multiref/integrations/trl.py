@@ -47,7 +47,7 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
     how, so that the trainer does the same; `ref_alpha` says which divergence the pool is of: `DPOConfig` must name it.
 
     Raises: ArgumentError where the columns are there already, and for texts that a reference cut; StoreError, DataError as
-        elsewhere.
+    elsewhere.
     """
     there = [name for name in COLUMNS if name in (dataset.column_names or ())]
     if there:

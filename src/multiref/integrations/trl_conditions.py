@@ -165,7 +165,7 @@ def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
     under LoRA that is the policy's base.
 
     Raises: ArgumentError. TRL reloads its reference from the policy's `_name_or_path`: a policy that was edited, or made in
-        memory, gets another.
+    memory, gets another.
     """
     reloaded = getattr(trainer, "ref_model", None)
     theirs = _weights_under_lora(trainer) if reloaded is None else _weights(trainer, reloaded)

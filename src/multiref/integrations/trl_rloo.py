@@ -142,7 +142,7 @@ def reference_reward(
             pooling.
 
     Raises: ArgumentError here for what is wrong by itself, and at the first call for settings of the trainer that would make
-        another objective.
+    another objective.
     """
     check_version()
     if not isinstance(regularizer, ReverseKL):
@@ -186,8 +186,7 @@ def rloo(
         model: the policy, as TRL takes it.
         args: an `RLOOConfig` whose beta and temperature are checked, or its keyword arguments as a mapping (beta is filled in,
             and dropout is off).
-        options: for opening references. trainer_options: for `RLOOTrainer`.
-        Others as of `reference_reward`.
+        options: for opening references. trainer_options: for `RLOOTrainer`. Others: as of `reference_reward`.
     """
     check_version()
     from trl.trainer.rloo_config import RLOOConfig

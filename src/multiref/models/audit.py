@@ -51,7 +51,7 @@ class Audit:
     """What stands, and what it was tried on.
 
     layout: how rows may be laid out. head: logits are the output embedding of the last hidden state and nothing more, so that
-        it may be applied to some positions only. vocabulary: width of the logits.
+    it may be applied to some positions only. vocabulary: width of the logits.
     stateful: a pass changes the model (frequencies that grow with the longest row seen); it is put back after each.
     span: the rows for which this holds. rows: digests of the completions that were compared.
     errors: layout → largest difference of a token's log-probability from the plain pass; None: the model refuses the layout.
@@ -116,7 +116,7 @@ def audit_layout(
         scores: filled with what was computed on the way: batch → token log-probabilities of its completions, as they stand.
 
     Errors: ModelError for what is no causal language model: an earlier log-probability that a later token changes, noise,
-        logits that are no numbers, token ids that the embedding does not have.
+    logits that are no numbers, token ids that the embedding does not have.
     """
     inner = unwrapped(model)
     rows = _of_all_ranks(encoded) if is_sharded(inner) else list(encoded)

@@ -40,7 +40,7 @@ class Rollout:
     """A prompt and completions of it, as text and as the policy's token ids (end token included where the completion ended).
 
     sampled_logps: each completion's token log-probabilities under the distribution that it was drawn from; None:
-        not known, or that of the policy as it is.
+    not known, or that of the policy as it is.
     """
 
     prompt: Any

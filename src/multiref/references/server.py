@@ -59,7 +59,7 @@ class ServerReference:
         connection: time-outs, attempts, API key, requests at a time.
 
     Errors: ReferenceUnavailable for a server that does not answer, or answers what is no score, or another one when it is asked
-        again.
+    again.
     """
 
     def __init__(

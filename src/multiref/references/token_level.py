@@ -39,7 +39,7 @@ def token_scores(references: References, data: Iterable[Any]) -> TokenScores:
             first appearance.
 
     Errors: VocabularyMismatch naming the first token that differs, or a completion that two references cut into different
-        tokens; ModelError for a reference that is no model on this machine.
+    tokens; ModelError for a reference that is no model on this machine.
     """
     opened = _open_all(references)
     texts = {content_key(prompt, completion): (prompt, completion) for prompt, completion in wanted(data)}

@@ -65,8 +65,8 @@ def _print_part(
     for column in kept:
         room = _width(header, rows, column)
         head = Text("\n".join(textwrap.wrap(header[column], room, break_on_hyphens=False)))
-        width = None if room == WIDEST else room
-        grid.add_column(head, justify="right" if column else "left", overflow="fold", width=width, min_width=room)
+        width, drawn = None if room == WIDEST else room, not (column and header[column])
+        grid.add_column(head, justify="left" if drawn else "right", overflow="fold", width=width, min_width=room)
     for number, row in enumerate(rows):
         grid.add_row(*(Text(row[column]) for column in kept), style="dim" if number in table.quiet else None)
     console.print(grid)

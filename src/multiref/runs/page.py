@@ -97,10 +97,8 @@ def _answer(facts: Facts, lines: Lines) -> tuple[str, str]:
         if values:
             fifth = max(1, len(values) // 5)
             early, late = (Measure.of(part).text() for part in (values[:fifth], values[-fifth:]))
-            return name, (
-                f"{name}: {late} over the last fifth of the logged steps, after {early} over the first "
-                "(± one standard error over steps)."
-            )
+            noise = " (± one standard error over steps)" if fifth > 1 else ""
+            return name, f"{name}: {late} over the last fifth of the logged steps, after {early} over the first{noise}."
     return "", f"{facts.asked}: trained; no metric was logged."
 
 

@@ -214,8 +214,10 @@ class PairsRun(BaseRun):
         which = "".join(f", {key} {value}" for key in ("name", "split") if (value := getattr(self.data, key)))
         return f"{public(self.data.path)}{which} ({', '.join(counts)})"
 
-    def fitting(self, pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say) -> Sequence[Pair]:
-        """Pairs that the policy's context holds whole; or as `too_long` says."""
+    def fitting(
+        self, pairs: Sequence[Pair], tokenizer: Any, tokenisation: Tokenisation, say: Say, under: str = ""
+    ) -> Sequence[Pair]:
+        """Pairs that the context of a model, the policy or a reference, holds whole; or as `too_long` says."""
         limit = tokenisation.max_length
         if not pairs or limit is None or self.too_long == "keep":
             return pairs
@@ -225,7 +227,7 @@ class PairsRun(BaseRun):
             items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in part]
             encoded = encode_many(tokenizer, items, whole, origins=[pair.origin for pair in part])
             fits[start : start + PART] = [len(e.prompt_ids) + max(map(len, e.completions)) <= limit for e in encoded]
-        return self.kept(pairs, fits, f"longer than {limit} tokens", say)
+        return self.kept(pairs, fits, f"longer than {limit} tokens{under}", say)
 
     def kept(self, pairs: Sequence[Pair], fits: np.ndarray, why: str, say: Say) -> Sequence[Pair]:
         """The pairs that fit. ConfigError where none does, or `too_long` is error."""

@@ -12,6 +12,7 @@ from multiref.data.spooled import Joined
 from multiref.models import context_of, load
 from multiref.references import References, SequenceScores
 from multiref.references.identity import say_of_templates
+from multiref.references.local import LocalReference
 from multiref.runs.base import Facts, PooledRun, Say
 from multiref.runs.folder import RunFolder
 from multiref.runs.objectives import ObjectiveSetting, WeightingSetting, weigh
@@ -61,10 +62,15 @@ class PreferenceRun(PairsRun, PooledRun):
         self.say_memory(say)
         loaded = load(self.model)
         tokenisation = self.tokenisation.within(context_of(loaded.model.config))
-        policy = self.adapted(loaded, with_lora)
+        policy, words = self.adapted(loaded, with_lora), loaded.tokenizer.get_vocab()
         train, held_out = (self.fitting(pairs, loaded.tokenizer, tokenisation, say) for pairs in sides)
         settled = self.settled(folder, say)
         opened = References({each.name: each.opens() for each in settled}, tokenisation=tokenisation)
+        for name, held in zip(opened.names, map(opened.open, opened.names)):  # a prompt that fills a context cannot be scored
+            if isinstance(held, LocalReference) and (held.tokenisation, held.vocabulary) != (tokenisation, words):
+                sides = train, held_out
+                own = (held.tokenizer, held.tokenisation, say, f" under {name}")
+                train, held_out = (self.fitting(pairs, *own) for pairs in sides)
         store = Path(self.store) if self.store else folder.path / "scores"
         with main_first(f"scoring {folder.path.resolve()}"):
             number = len(train) + len(held_out)

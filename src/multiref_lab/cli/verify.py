@@ -1,5 +1,6 @@
 """`multiref verify`: the claims of the papers, each with a verdict."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,7 @@ def command(
         table.add_row(claim.name, claim.status, Text(claim.predicted), _coloured(ledger.entries[claim.name]["verdict"]))
     console.print(table)
     verdicts = {each.name: ledger.entries[each.name]["verdict"] for each in chosen}
-    return {"claims": verdicts, "ledger": str(ledger.path), "next": f"open {ledger.folder / 'claims.md'}"}
+    return {"claims": verdicts, "ledger": str(ledger.path), "next": f"open {shlex.quote(str(ledger.folder / 'claims.md'))}"}
 
 
 def _coloured(verdict: str) -> "Text":

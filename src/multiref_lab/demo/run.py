@@ -113,8 +113,8 @@ class _Training:
     @cached_property
     def world(self) -> World:
         self.told.phase(
-            "Making the world: a base model that answers two kinds of word problems badly, and two specialists, each good at "
-            "one kind (kept for the next time)."
+            "The world, made once and kept: a base model that answers two kinds of word problems badly, and two specialists, "
+            "each good at one kind."
         )
         return make(self.cache, self.settings.world, progress=self.told.progress)
 

@@ -61,6 +61,6 @@ def sweep(training: Training, output: Path, told: Listener, *, workers: int = 2)
     experiment = Experiment(output / "records", cells(settings), training, given=given)
     with one_thread():
         if settings.generated is not None and experiment.missing:
-            told.phase("Making the world, once: a base model and two specialists, each good at one kind of word problem.")
+            told.phase("The world, made once: a base model and two specialists, each good at one kind of word problem.")
             make(training.cache, settings.generated.world, progress=told.progress)
         return tuple(experiment.run(told, workers=workers, what="runs").values())

@@ -85,16 +85,12 @@ def entries(axis: Axis, records: Records) -> Iterator[Entry]:
 
 
 def _answer(axis: Axis, found: Sequence[Entry]) -> str:
-    """How far one replaced pair moves the policies, along the axis, in one sentence."""
-    moved = [entry for entry in found if entry.measure == "replace/tv"]
-    said = [
-        f"{METHODS.get(kind, kind)}, K = {count}: {_number(entry.points[0])} to {_number(entry.points[-1])}"
-        + (f", slope {_shown(entry.slope)}" if entry.slope else "")
-        for entry in moved
-        for kind, _, count in [entry.method.partition("/")]
-    ]
-    ends = f"as {axis.label} goes from {axis.x[0]:g} to {axis.x[-1]:g}"
-    return f"Replacing one pair moves the policy in total variation, {ends}, by: {'; '.join(said)} (± one standard error)."
+    """How far one replaced pair moves the policies at the axis's end, in one sentence: the least and the most of them."""
+    moved = sorted((each for each in found if each.measure == "replace/tv"), key=lambda each: each.points[-1].mean)
+    ends = [(*each.method.partition("/"), _number(each.points[-1])) for each in (*moved[:1], *moved[1:][-1:])]
+    said = " and ".join(f"{METHODS.get(kind, kind)} (K = {count}), by {moves}" for kind, _, count, moves in ends)
+    where = f"Where {axis.label} is {axis.x[-1]:,g}, one replaced pair moves"
+    return f"{where} {said} in total variation: the least and the most of {len(moved)} methods (± one standard error)."
 
 
 def _slope(axis: Axis, name: str, values: list[list[float]]) -> Estimate | None:

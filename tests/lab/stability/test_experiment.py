@@ -4,6 +4,7 @@ the command; refusals."""
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,3 +219,13 @@ def test_real_models_give_a_world_and_it_is_kept(shared, tmp_path):
     assert spread.item() == pytest.approx(1, abs=1e-9)
     found = measure_linear(replace(SMALL, samples=4, replaced=1, left_out=1), given)
     assert all(v > 0 for v in found["dpo/2"]["replace/tv"])
+
+
+def test_the_page_opens_with_the_least_and_the_most_that_a_pair_moves():
+    """At the axis's end, whatever the order of the methods; of the other measures nothing."""
+    values = {"ppo/2": 0.25, "dpo/1": 0.0625, "rloo/1": 0.125}
+    found = [experiment_page.Entry(method, "replace/tv", [[1.0], [moved]], None) for method, moved in values.items()]
+    found.append(experiment_page.Entry("gibbs/1", "regret", [[1.0], [0.001]], None))
+    said = experiment_page._answer(SimpleNamespace(label="preference pairs n", x=(64, 4096)), found)
+    assert said.startswith("Where preference pairs n is 4,096, one replaced pair moves DPO (K = 1), by 0.0625 and")
+    assert "reward model, PPO (K = 2), by 0.25 in total variation: the least and the most of 3 methods" in said
