@@ -53,7 +53,7 @@ def test_a_reward_sees_what_is_written_behind_the_prompt(runs, tiny_tokenizer):
         return [0.0] * len(completions)
 
     settings = SweepSettings(samples=40, max_new_tokens=3)
-    draw_samples(["one", "two"], [model, model], ["the cat"], settings, look)
+    draw_samples(["one", "two"], [model, model], [{"prompt": "the cat"}], settings, look)
     drawn = [sample_each(model, ["the cat"], Generation(3), group=40, seed=seed) for seed in (0, 104_729)]
     assert seen == [text for each in drawn for text in each[0].completions] and any(text[:1] == " " for text in seen)
 
@@ -181,6 +181,26 @@ def test_a_curve_that_cannot_be_drawn(options, words, runs):
         and words in " ".join(result.output.split())
         and result.output.count("Error") == 1
     )
+
+
+OWN = """
+def graded(prompts, completions, grade, ended, completion_ids):
+    assert len(prompts) == len(completions) == len(ended) == len(completion_ids)
+    return [float(each) for each in grade]
+"""
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_a_reward_reads_the_columns_of_the_prompts_rows(untrained, runs):
+    """Each row's own grade is its reward: of 3, 5 and 5 the mean over the two rows that differ is 4."""
+    (runs / "own.py").write_text(OWN)
+    rows = [{"prompt": "the cat", "grade": grade} for grade in (3, 5, 5)]
+    (runs / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--points", "2", "--samples", "2", "--max-new-tokens", "3", "--reward", f"python={runs / 'own.py'}:graded")
+    done = call_without_training(runs, *options, str(runs / "one")) if untrained else invoke(runs, *options)
+    assert done.exit_code == 0 and "for 2 prompts" in done.output, done.output
+    found = json.loads((runs / ("curve" if untrained else "out") / "sweep.json").read_text())
+    assert all(each["reward"] == pytest.approx(4.0) for each in [*found["points"], *(found["runs"] if untrained else [])])
 
 
 def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):

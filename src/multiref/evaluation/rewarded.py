@@ -63,7 +63,7 @@ def sample_rewards(
         else:
             with part_of("sampling", start, len(rows)):
                 rollouts = draw_each(
-                    policy, [row["prompt"] for row in part], [_of_row(row, rewards) for row in part], generation,
+                    policy, [row["prompt"] for row in part], [reward_of_row(row, rewards) for row in part], generation,
                     group=samples, seed=own,
                 )  # fmt: skip
         del done[start:]  # a block is whole or not there
@@ -75,7 +75,7 @@ def sample_rewards(
     return {name: torch.tensor([line["rewards"][name] for line in done[: len(rows)]], dtype=torch.float64) for name in names}
 
 
-def _of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
+def reward_of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
     """The sum of the rewards as a function of completions of this row's prompt: of their texts, by which best-of-n and the
     optimum choose. ArgumentError for a reward that reads `ended` or `completion_ids`."""
 
