@@ -202,6 +202,9 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
         ("init r.yaml --task distill --model m -r a=x --data d --column prompt=q", "columns: unknown key"),
         ("init r.yaml --task reward --model m --data d -r a=x", "references: unknown key"),
         ("init r.yaml --task iterative --model m -r a=x --data d --reward model=r --split test", "prompts: found {"),
+        ("decode -r a=x -r b=y -p hi --weight a=0.3 --weight a=0.7 --weight b=0.3", "a stands there twice"),
+        ("score p.txt -r a=x --store s --attention eager --attention sdpa", "a value for all stands there twice"),
+        ("data p.txt --column prompt=q --column prompt=question", "prompt stands there twice"),
         ("evaluate -p a=x --prompts p.txt --reward length=3 --style chat --out o", "--style: expected with --problems only"),
     ],
 )

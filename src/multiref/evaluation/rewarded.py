@@ -22,8 +22,6 @@ from multiref.models.spec import Generation
 from multiref.training.checks import digest_of, stated
 from multiref.training.online.rewards import Reward, columns_of, named_by, reward_rollouts, total_reward
 
-_BEFORE = frozenset({"prompt", "completions", "rewards"})  # of a line, before it had a sum
-
 
 def sample_rewards(
     policy: LanguageModel | Contestant,
@@ -135,11 +133,11 @@ def _read(
             found = parse_json(text, f"{store}:{number}", constants=True)
         except MultirefError:
             break
-        if not is_sealed(found, before=_BEFORE):
+        if not is_sealed(found):
             break
         rewards = found["rewards"]
         ours = isinstance(rewards, dict) and rewards.keys() == {*names, "total"}
-        ours = ours and all(len(values) == samples for values in rewards.values()) and found.get("asked", own) == own
+        ours = ours and all(len(values) == samples for values in rewards.values()) and found.get("asked") == own
         if not ours or found["prompt"] != json.loads(json.dumps(row["prompt"])):
             raise others
         done.append(found)
