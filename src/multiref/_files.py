@@ -219,11 +219,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
     if not is_device(target):
-        made = [folder for folder in target.parents if not folder.exists()]
-        write_whole(target.with_name(f".{target.name}{TEMPORARY}"), b"").unlink()
-        for folder in made:  # they are made again once there is something to write
-            with contextlib.suppress(OSError):  # somebody else wrote into it
-                folder.rmdir()
+        there = next(each for each in target.parents if each.exists())  # the others are made with the file
+        write_whole(there / f".{target.name}{TEMPORARY}", b"").unlink()
 
 
 def replace_whole(path: Path, content: bytes | str) -> Path:

@@ -1,12 +1,12 @@
 """`multiref bound`: evaluate a bound of the theory on your numbers."""
 
-import difflib
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import belong
+from multiref.cli.options import belong, weights_of
 from multiref.errors import ArgumentError, StoreError, WeightsError
 
 if TYPE_CHECKING:
@@ -90,15 +90,13 @@ def _listing() -> str:
 
 def _statement(name: str) -> "Statement":
     from multiref import bounds
+    from multiref.runs.sentences import nearest
 
     known = bounds.statements()
     if name in bounds.UNAVAILABLE:
         raise ArgumentError(f"bound: {bounds.UNAVAILABLE[name]}; use that one")
     if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "none"
-        raise ArgumentError(
-            f"bound: found {name!r}, expected the name of a statement (nearest: {close}); `multiref bound` lists them"
-        )
+        raise ArgumentError(f"bound: found {name!r}, expected the name of a statement{nearest(name, known)}")
     return known[name]
 
 
@@ -172,17 +170,11 @@ def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":
     return estimate
 
 
-def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...]:
+def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...] | None:
     """`0.5,0.5` in the store's order, or `math=0.3,base=0.7` by name."""
-    parts = [part.partition("=") for part in text.split(",")]
-    named = {name.strip(): value for name, equals, value in parts if equals}
-    try:
-        if not named:
-            return tuple(float(name) for name, _, _ in parts)
-        if len(named) == len(parts) and set(named) == set(names):
-            return tuple(float(named[name]) for name in names)
-    except ValueError:
-        pass
+    parts = text.split(",")
+    with contextlib.suppress(ValueError):  # which an ArgumentError is, too
+        return weights_of(list(names), parts) if "=" in text else tuple(map(float, parts))
     raise WeightsError(
         f"--weights: found {text!r}, expected numbers with commas between, as 0.5,0.5 for {', '.join(names)}, or by name, as "
         f"{','.join(f'{name}=0.5' for name in names)}"

@@ -4,7 +4,7 @@ policies after training, or of π* over β and weights before any, from draws of
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ from multiref.weighting.particles import effective_size
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EACH = "completions", "completion_ids", "ended"  # of a rollout, of each completion
 FEW = 10  # effective samples: a prompt with fewer says little
 MANY = 0.1  # of the prompts: a point with more of them below ten effective samples is grey
 
@@ -144,13 +143,11 @@ def draw_samples(
     same_vocabulary(list(names), [model.tokenizer.get_vocab() for model in models])
     seeds = [settings.seed + 104_729 * k for k in range(len(models))]
     drawn = [_drawn(model, rows, settings, seed) for model, seed in zip(models, seeds)]
-    rollouts = [
-        replace(first, **{name: tuple(part for one in (first, *more) for part in getattr(one, name)) for name in _EACH})
-        for first, *more in zip(*drawn)
-    ]
-    items = [rollout.encoded() for rollout in rollouts]
-    logps = torch.stack([score_samples(model, items) for model in models])
-    return Samples(tuple(names), logps, _lengths(rollouts), rewarded(rewards, rows, rollouts))
+    encoded = [[rollout.encoded() for rollout in each] for each in drawn]
+    logps = torch.stack([torch.cat([score_samples(model, items) for items in encoded], -1) for model in models])
+    found = [rewarded(rewards, rows, each) for each in drawn]
+    values = {name: torch.cat([each[name] for each in found], -1) for name in found[0]}
+    return Samples(tuple(names), logps, torch.cat(list(map(_lengths, drawn)), -1), values)
 
 
 def _drawn(model: LanguageModel, rows: Sequence[Row], settings: SweepSettings, seed: int) -> list[Rollout]:
@@ -177,7 +174,7 @@ def sentence(row: Mapping[str, Any]) -> str:
 
 
 def rewarded(rewards: Any, rows: Sequence[Row], rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
-    """{"reward": [B, K·n], and each reward's own where there are several} of the completions; empty without rewards."""
+    """{"reward": [B, n], and each reward's own where there are several} of the completions; empty without rewards."""
     each_one = as_rewards(rewards)
     if not each_one:
         return {}

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -108,17 +109,11 @@ def _finite(loader: yaml.SafeLoader, node: yaml.Node, source: str) -> Plain:
             f"{source}:{node.start_mark.line + 1}: {node.value[:40]}, which YAML reads as a number of base 8 or 60; write the "
             "number that is meant, or put quotes around a text."
         )
-    try:
-        plain: Plain = loader.construct_object(node) if len(node.value) <= DIGITS else None
-        if isinstance(plain, bool) or plain is None:
-            finite = len(node.value) <= DIGITS
-        else:
-            finite = math.isfinite(plain)  # type: ignore[arg-type]
-    except (ValueError, OverflowError):  # 0b, a date's digits, more of them than a float holds
-        finite = False
-    if not finite:
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: found {node.value[:40]}, expected a finite number.")
-    return plain
+    with suppress(ValueError, OverflowError):  # 0b, a date's digits, more of them than a float holds
+        plain: Any = loader.construct_object(node) if len(node.value) <= DIGITS else math.nan
+        if plain is None or math.isfinite(plain):
+            return plain  # type: ignore[no-any-return]
+    raise ConfigError(f"{source}:{node.start_mark.line + 1}: found {node.value[:40]}, expected a finite number.")
 
 
 def _pairs(node: yaml.MappingNode, source: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
@@ -139,8 +134,6 @@ def _pairs(node: yaml.MappingNode, source: str) -> Iterator[tuple[yaml.ScalarNod
 def _number(text: str) -> str | float:
     """YAML 1.1 reads 1e-5 as text; we read it as the number that everybody means."""
     if text[:1] in tuple("+-.0123456789") and "e" in text.lower():
-        try:
+        with suppress(ValueError):
             return value if math.isfinite(value := float(text)) else text
-        except ValueError:
-            return text
     return text

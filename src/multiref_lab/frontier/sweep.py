@@ -6,7 +6,6 @@ from pathlib import Path
 
 from multiref.training import quiet
 from multiref_lab.demo import make
-from multiref_lab.demo.world import folder_of
 from multiref_lab.experiment import Experiment, Listener, Record, one_thread
 from multiref_lab.frontier.generated import GeneratedBench
 from multiref_lab.frontier.grid import Cell, cells
@@ -63,10 +62,7 @@ def sweep(training: Training, output: Path, told: Listener, *, workers: int = 2)
     with one_thread():
         if settings.stories is not None and experiment.missing:
             training.bench("stories")  # whose models and data nobody makes: what lacks is said before anything is trained
-        if (
-            settings.generated is not None
-            and not (folder_of(settings.generated.world, training.cache) / "world.json").is_file()
-        ):
+        if settings.generated is not None and experiment.missing:
             told.phase("Making the world, once: a base model and two specialists, each good at one kind of word problem.")
             make(training.cache, settings.generated.world, progress=told.progress)
         return tuple(experiment.run(told, workers=workers, what="runs").values())

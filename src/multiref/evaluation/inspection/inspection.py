@@ -20,7 +20,6 @@ from multiref.evaluation.inspection.mixture import (
     contenders,
     fewest,
     folds_of,
-    kept_steps,
     select,
     weigh,
 )
@@ -132,13 +131,5 @@ def inspect(
         contenders=tuple(table),
         weighting=weighting,
         length=float(evidence.lengths.double().mean()),
-        verdict=judge(
-            qualities,
-            kept_steps(evidence, chosen, steps, split),
-            additions,
-            weighting,
-            table,
-            doubts(evidence, faults),
-            prompts=prompts,
-        ),
+        verdict=judge(qualities, steps, additions, weighting, table, doubts(evidence, faults), prompts=prompts),
     )

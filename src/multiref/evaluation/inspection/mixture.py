@@ -148,23 +148,6 @@ def select(
     return sorted(chosen), steps
 
 
-def kept_steps(evidence: Evidence, chosen: list[int], steps: list[Step], folds: Tensor) -> list[Step]:
-    """The steps of the chosen ones as if none had been dropped: what each adds to those before it; then the one that was
-    refused."""
-    names, told = [evidence.names[k] for k in chosen], list[Step]()
-    for step in steps:
-        given = [evidence.names.index(each.name) for each in told]
-        if step.accepted and step.name in names and step.test.given != tuple(each.name for each in told):
-            k = evidence.names.index(step.name)
-            before = held_out(_fitted, evidence.margins[given], folds)[0] if given else -math.log(2)
-            gain = held_out(_fitted, evidence.margins[[*given, k]], folds)[0] - before
-            (test,) = try_additions(evidence, [k], given)
-            step = replace(step, test=test, gain=float(gain.mean()), error=standard_error(gain, evidence.groups))
-        if not step.accepted or step.name in names:
-            told.append(step)
-    return told
-
-
 def contenders(evidence: Evidence, allowed: list[int], folds: Tensor) -> list[Contender]:
     """Single references, uniform weights, the convex fit and the strategies of the literature, on the same held-out pairs."""
     margins = evidence.margins[allowed]
