@@ -260,6 +260,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         ("eval_delay: 2", "eval_delay", 2.0),
         ("warmup_steps: 10", "warmup_steps", 10.0),
         ("warmup_steps: 0.1", "warmup_steps", 0.1),
+        ("weight_decay: -.5", "weight_decay", -0.5),
     ],
 )
 def test_a_value_is_what_a_person_means(written, name, meant, tmp_path):
@@ -276,6 +277,8 @@ def test_a_value_is_what_a_person_means(written, name, meant, tmp_path):
         ("max_steps: 2.5", "training.max_steps: found 2.5 (number), expected a whole number."),
         ("max_steps: 010", "run.yaml:15: 010, which YAML reads as a number of base 8 or 60; write the number"),
         ("max_steps: 1:30", "run.yaml:15: 1:30, which YAML reads as a number of base 8"),
+        ("weight_decay: 1:30.5", "run.yaml:15: 1:30.5, which YAML reads as a number of base 8"),
+        ("weight_decay: !!bool x", "run.yaml:15: found x, expected a finite number."),
         ("learning_rate2: 1", "training.learning_rate2: unknown key"),
         ("weight_decay: '1e-2'", "training.weight_decay: found '1e-2' (text), expected a number."),
         ("bf16: maybe", "training.bf16: found 'maybe' (text), expected true or false."),

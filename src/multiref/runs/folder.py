@@ -60,7 +60,7 @@ class RunFolder:
             try:
                 began = self._begun(resolved)
                 yield began
-            except Exception:
+            except BaseException:  # also of a person who saw a mistake in the first line
                 if not began and {path.name for path in self.path.iterdir()} <= {"config.yaml", "versions.json", ".lock"}:
                     with suppress(OutputError):  # another process took it over
                         self.check()
