@@ -223,7 +223,7 @@ def test_a_strength_is_written_as_it_was_given(tmp_path: Any) -> None:
 
 def test_an_empty_line_is_no_prompt(tmp_path: Any) -> None:
     (tmp_path / "p.txt").write_text("one\n\n two \n  \n")
-    assert list(_read(str(tmp_path / "p.txt"), None, None)) == ["one", " two "]
+    assert list(_read(str(tmp_path / "p.txt"), None, None)) == [{"prompt": "one"}, {"prompt": " two "}]
 
 
 def test_the_home_folder_of_every_path_that_is_an_option(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

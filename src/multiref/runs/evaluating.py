@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -126,7 +127,8 @@ def _compare(
             store=folder.path / "samples" / f"{name}.jsonl",
             say=partial(_under, folder, say, name),
         )
-    right = {name: each["correctness"] > 0 for name, each in found.items() if "correctness" in each}
+    judged = {name: each["correctness"] for name, each in found.items() if "correctness" in each}
+    right = {name: (each > 0).double().masked_fill(each.isnan(), torch.nan) for name, each in judged.items()}
     shown = settings.model_dump(include={"samples", "temperature", "max_new_tokens", "seed"})
     if refs:
         shown |= {"beta": settings.beta, "weights": dict(zip(refs, _weights(settings).tolist()))}
