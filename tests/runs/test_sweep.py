@@ -203,6 +203,17 @@ def test_a_reward_reads_the_columns_of_the_prompts_rows(untrained, runs):
     assert all(each["reward"] == pytest.approx(4.0) for each in [*found["points"], *(found["runs"] if untrained else [])])
 
 
+def test_a_reward_that_does_not_apply_to_some_completions():
+    """None is NaN in its own column: E_u[v | it applies] of each prompt, over the prompts that have one; not a NaN of them all."""
+    nan, logps = math.nan, torch.zeros(1, 3, 4).double()
+    values = torch.tensor([[1.0, 3.0, nan, nan], [nan] * 4, [5.0, 5.0, 5.0, 5.0]]).double()
+    samples = Samples(("a",), logps, torch.ones(3, 4).double(), {"reward": values.nan_to_num(), "rewards/own": values})
+    row = samples.point((1.0,))
+    assert row["rewards/own"] == pytest.approx(3.5) and row["rewards/own_error"] == pytest.approx(1.5)
+    none = Samples(("a",), logps, torch.ones(3, 4).double(), {"rewards/own": values * nan}).point((1.0,))
+    assert none["rewards/own"] is None and "NaN" not in json.dumps(row | none)
+
+
 def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):
     (runs / "words.txt").write_text("sat\t3\non\t-1\n")
     (runs / "online.yaml").write_text(f"rewards: [{{kind: lexicon, path: {runs / 'words.txt'}}}, {{kind: length, target: 4}}]")

@@ -118,16 +118,18 @@ class Samples:
             "tokens": float((u * self.lengths).sum(-1).mean()),
         }
         for name, value in self.values.items():
-            row |= over_prompts(name, (u * value).sum(-1))
+            here = u * ~value.isnan()  # a reward may not apply to some completions
+            row |= over_prompts(name, (here * value.nan_to_num()).sum(-1) / here.sum(-1))
         if beta is not None:
             row |= over_prompts("J", beta * (log_w.logsumexp(-1) - math.log(u.shape[-1])))
         return row
 
 
 def over_prompts(name: str, values: Tensor) -> dict[str, float | None]:
-    """[B] → its mean, and the standard error over prompts."""
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
-    return {name: float(values.mean()), f"{name}_error": error}
+    """[B] → its mean, and the standard error over the prompts of which it is known (not NaN)."""
+    known = values[~values.isnan()]
+    error = float(known.std()) / len(known) ** 0.5 if len(known) > 1 else None
+    return {name: float(known.mean()) if len(known) else None, f"{name}_error": error}
 
 
 def read_prompts(prompts: str | Path, settings: SweepSettings, rewards: Any = ()) -> list[Row]:
@@ -299,7 +301,7 @@ def _trained(
     values, tokens = rewarded(rewards, rows, rollouts), float(_lengths(rollouts).mean())
     row: dict[str, Any] = {"run": str(run), "beta": beta, "weights": dict(weights), "tokens": tokens}
     for name, value in values.items():
-        row |= over_prompts(name, value.mean(-1))
+        row |= over_prompts(name, value.nanmean(-1))
     return row | over_prompts("J", (values.get("reward", torch.zeros_like(own)) - beta * gap).mean(-1))
 
 
