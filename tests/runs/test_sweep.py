@@ -204,7 +204,7 @@ def test_a_reward_reads_the_columns_of_the_prompts_rows(untrained, runs):
 
 
 def test_a_reward_that_does_not_apply_to_some_completions():
-    """None is NaN in its own column: E_u[v | it applies] of each prompt, over the prompts that have one; not a NaN of them all."""
+    """None is NaN in its own column: the mean where it applies, over the prompts that have one, not a NaN of them all."""
     nan, logps = math.nan, torch.zeros(1, 3, 4).double()
     values = torch.tensor([[1.0, 3.0, nan, nan], [nan] * 4, [5.0, 5.0, 5.0, 5.0]]).double()
     samples = Samples(("a",), logps, torch.ones(3, 4).double(), {"reward": values.nan_to_num(), "rewards/own": values})
@@ -225,6 +225,14 @@ def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):
     assert result.exit_code == 0 and "reward" in result.output
     for point in json.loads((runs / "out" / "sweep.json").read_text())["points"]:
         assert point["reward"] == pytest.approx(point["rewards/lexicon"] + point["rewards/length"])
+
+
+def test_a_run_whose_strength_moved_has_no_place_beside_a_curve(runs):
+    """Its file says the β that it began with, and J would be of that one."""
+    file = runs / "one" / "config.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "task": "online", "adaptive_beta": {"target": 1.0}}))
+    result = call_without_training(runs, str(runs / "one"))
+    assert result.exit_code == 2 and "trained with adaptive_beta" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("given", ["lexicon", "judge=somebody", "length=long", "none.yaml"])

@@ -270,10 +270,9 @@ def _described(run: str | Path, names: Sequence[str]) -> tuple[float, dict[str, 
     """β and weights of a finished run. ConfigError for one that has other references, or none of these settings."""
     config = _finished(run)
     kind, used = config.get("regularizer", {}).get("kind"), config.get("references", [])
-    if kind != "ReverseKL" or "beta" not in config:
-        raise ConfigError(
-            f"{run}: trained with {kind or config.get('task')}; π* ∝ P_0 e^{{r/β}} is that of reverse KL and a β."
-        )
+    if kind != "ReverseKL" or "beta" not in config or config.get("adaptive_beta"):
+        asked = "adaptive_beta" if config.get("adaptive_beta") else kind or config.get("task")
+        raise ConfigError(f"{run}: trained with {asked}; π* ∝ P_0 e^{{r/β}} is that of reverse KL and one β.")
     if strange := [each["name"] for each in used if each["name"] not in names]:
         raise ConfigError(f"{run}: its reference {strange[0]!r} is none of {', '.join(names)}; name them as the run does.")
     weights = {each["name"]: each["weight"] for each in used}
