@@ -87,5 +87,4 @@ def paired(values: Sequence[float], against: Sequence[float]) -> Difference:
     so the error is of the difference itself."""
     if len(values) != len(against):
         raise ArgumentError(f"paired values must come from the same seeds: found {len(values)} against {len(against)}")
-    measure = Measure.of([a - b for a, b in zip(values, against, strict=True)])
-    return Difference(measure.mean, measure.error, measure.n)
+    return Difference(**vars(Measure.of([a - b for a, b in zip(values, against, strict=True)])))
