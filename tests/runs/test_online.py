@@ -148,6 +148,10 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"adaptive_beta": {"target": 1.0, "rate": 5.0}}, "adaptive_beta.rate: expected above 0 and below 5"),
         ({"prompts": ["x.jsonl"]}, "rewards: gsm8k needs the answer of each problem, which prompts of x.jsonl do not have"),
         ({"evaluation": {"prompts": []}}, "evaluation.prompts: found .*at least 1"),
+        (
+            {"rewards": [{"kind": "length"}], "evaluation": {"prompts": ["x.jsonl"], "k": [1, 4]}},
+            "evaluation.k: pass@k counts right answers, and no reward here says what is right",
+        ),
         ({"task": "distill", "rewards": None, "evaluation": None, "beta": 0.0}, "beta: found 0.* above 0"),
         ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"share": 1.5}}, "warm_up.share: found 1.5"),
         ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"max_new_tokens": -5}}, "warm_up.max_new_tokens"),

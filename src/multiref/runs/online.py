@@ -329,6 +329,9 @@ class OnlineRun(RolloutRun):
                 f"rewards: gsm8k needs the answer of each problem, which prompts of {without[0]} do not have; expected kind: "
                 "gsm8k, without words."
             )
+        right = any(each.kind == "gsm8k" or getattr(each, "name", "") == "correctness" for each in self.rewards)
+        if self.evaluation is not None and self.evaluation.k != [1] and not right:
+            raise ValueError("evaluation: k: pass@k counts right answers, and no reward here says what is right; leave it out.")
         if any(each.kind == "win_rate" for each in self.rewards):
             method = self.method.make()
             try:
