@@ -205,6 +205,7 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
         ("decode -r a=x -r b=y -p hi --weight a=0.3 --weight a=0.7 --weight b=0.3", "a stands there twice"),
         ("score p.txt -r a=x --store s --attention eager --attention sdpa", "a value for all stands there twice"),
         ("data p.txt --column prompt=q --column prompt=question", "prompt stands there twice"),
+        ("score p.txt -r a=http://x/v1 --store s --dtype bfloat16", "--dtype: expected with a model as --reference only"),
         ("evaluate -p a=x --prompts p.txt --reward length=3 --style chat --out o", "--style: expected with --problems only"),
     ],
 )

@@ -61,6 +61,7 @@ def _references(
     places = by_name("--reference", reference)
     # a server has its own quantization, attention and template
     local = [name for name, at in places.items() if "://" not in at]
+    belong("a model as --reference", local, dtype=dtype, device=device, **own)
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
     asked: list[tuple[str, Any]] = []
