@@ -35,8 +35,10 @@ def _settings(
 ) -> Any:
     from multiref.runs.sweeping import SweepSettings
 
-    given = {"points": points, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed, "name": name, "split": split}
-    return SweepSettings(samples=samples or (64 if without_training else 8), **given)
+    many = samples or (64 if without_training else 8)
+    return SweepSettings(
+        points=points, samples=many, limit=limit, max_new_tokens=max_new_tokens, seed=seed, name=name, split=split
+    )
 
 
 def _references(
