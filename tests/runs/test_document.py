@@ -101,6 +101,8 @@ def test_a_mistake_is_one_sentence_with_the_line_of_its_key(old, new, said, tmp_
         ("output.x=1", "--set output.x=…: output.x: output is 'run' there, which has no keys."),
         ("lora={lora_dropout: 0.1}", "--set lora=…: lora.lora_dropout: found 0.1, expected 0: dropout is noise in log π"),
         ("beta", "--set beta: expected key=value"),
+        ("title=Run #3", "--set title=Run #3: a # begins a comment; put quotes around the text"),
+        ("title=#3", "--set title=#3: a # begins a comment"),
         ("beta={a: 1, a: 2}", "--set beta=…:1: a: a second time"),
     ],
 )
@@ -108,6 +110,10 @@ def test_a_mistake_in_a_change_names_the_change(change, said, tmp_path):
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, changes=[change])
     assert str(caught.value).startswith(said)
+
+
+def test_a_mark_in_quotes_or_within_a_word_is_text(tmp_path):
+    assert read(tmp_path, changes=["title='Run #3'"]).title == "Run #3" and read(tmp_path, changes=["title=a#b"]).title == "a#b"
 
 
 @pytest.mark.parametrize(
