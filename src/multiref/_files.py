@@ -219,7 +219,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
     if not is_device(target):
-        there = next(each for each in target.parents if each.exists())  # the others are made with the file
+        there = next(each for each in target.parents if os.path.lexists(each))  # the others are made with the file
         write_whole(there / f".{target.name}{TEMPORARY}", b"").unlink()
 
 
