@@ -219,7 +219,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a folder; name a file in it")
     if not is_device(target):
-        write_whole(target.with_name(f".{target.name}{TEMPORARY}"), b"").unlink()
+        there = next(each for each in target.parents if os.path.lexists(each))  # the others are made with the file
+        write_whole(there / f".{target.name}{TEMPORARY}", b"").unlink()
 
 
 def replace_whole(path: Path, content: bytes | str) -> Path:

@@ -13,11 +13,9 @@ def seal(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "sum": _sum(plain)}
 
 
-def is_sealed(value: Any, *, before: frozenset[str] = frozenset()) -> bool:
-    """Whether it is an object whose sum agrees; or one with exactly the keys that it had `before` there were sums."""
-    if not isinstance(value, dict):
-        return False
-    return value.get("sum") == _sum({key: value[key] for key in value if key != "sum"}) or value.keys() == before
+def is_sealed(value: Any) -> bool:
+    """Whether it is an object whose sum agrees."""
+    return isinstance(value, dict) and value.get("sum") == _sum({key: value[key] for key in value if key != "sum"})
 
 
 def _sum(value: Any) -> str:

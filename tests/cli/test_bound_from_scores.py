@@ -2,6 +2,7 @@
 computation."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from multiref import bounds
 from multiref.cli import app
+from multiref.references.store import Store
+from multiref.references.store.shards import Rows
 
 
 def run(*arguments):
@@ -98,3 +101,20 @@ def test_a_store_of_real_models_gives_the_numbers_that_numpy_gives(shared, tmp_p
         next(line for line in bound.output.splitlines() if line.strip().startswith("value")).split()[1].replace(",", "")
     )
     assert value == pytest.approx(by_hand, rel=5e-3)
+
+
+def test_completions_that_no_reference_gives_mass_are_left_out_and_counted(tmp_path):
+    """Two references that agree on two completions and both forbid the third: −log F is that of the two. Where all the weight
+    is on one reference, what that one forbids is left out too."""
+    logps = torch.tensor([[-1.0, -2.0, -math.inf, -math.inf], [-1.5, -2.0, -math.inf, -3.0]], dtype=torch.float64)
+    store = Store(tmp_path)
+    keys = np.frombuffer(bytes(range(64)), "V16")
+    for name, row in zip(("a", "b"), logps):
+        address = store.register({"kind": name}, name=name, location=name)
+        store.append(address, Rows(keys, row.numpy(), np.full(4, 5, np.int32), np.zeros(4, bool)))
+    for weights, kept, said in (("a=0.5,b=0.5", [0, 1, 3], "mass: 1\n"), ("a=1,b=0", [0, 1], "mass: 2\n")):
+        done = run("--from-scores", str(tmp_path), "--weights", weights)
+        expected = bounds.coverage_from_scores(logps[:, kept], [float(part[2:]) for part in weights.split(",")])
+        assert done.exit_code == 0 and str(expected) in done.output and said in done.output, done.output
+    found = json.loads(run("--from-scores", str(tmp_path), "--json").stdout)  # what is printed, for programs too
+    assert found["estimate"]["disagreement"] == pytest.approx(bounds.coverage_from_scores(logps[:, [0, 1, 3]]).disagreement)

@@ -202,6 +202,10 @@ def test_doctor_says_what_is_missing(tmp_path: Any) -> None:
         ("init r.yaml --task distill --model m -r a=x --data d --column prompt=q", "columns: unknown key"),
         ("init r.yaml --task reward --model m --data d -r a=x", "references: unknown key"),
         ("init r.yaml --task iterative --model m -r a=x --data d --reward model=r --split test", "prompts: found {"),
+        ("decode -r a=x -r b=y -p hi --weight a=0.3 --weight a=0.7 --weight b=0.3", "a stands there twice"),
+        ("score p.txt -r a=x --store s --attention eager --attention sdpa", "a value for all stands there twice"),
+        ("data p.txt --column prompt=q --column prompt=question", "prompt stands there twice"),
+        ("score p.txt -r a=http://x/v1 --store s --dtype bfloat16", "--dtype: expected with a model as --reference only"),
         ("evaluate -p a=x --prompts p.txt --reward length=3 --style chat --out o", "--style: expected with --problems only"),
     ],
 )
@@ -220,7 +224,7 @@ def test_a_strength_is_written_as_it_was_given(tmp_path: Any) -> None:
 
 def test_an_empty_line_is_no_prompt(tmp_path: Any) -> None:
     (tmp_path / "p.txt").write_text("one\n\n two \n  \n")
-    assert list(_read(str(tmp_path / "p.txt"), None, None)) == ["one", " two "]
+    assert list(_read(str(tmp_path / "p.txt"), None, None)) == [{"prompt": "one"}, {"prompt": " two "}]
 
 
 def test_the_home_folder_of_every_path_that_is_an_option(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def test_the_store_is_listed_verified_pruned_and_exported(tmp_path, data, double
     count = np.arange(3)
     Store(scores).append(old, Rows(np.frombuffer(bytes(48), "V16"), -count * 1.0, count, count > 1))
     assert f"3 of these completions ({old[:8]}) were scored by another version" in run("store", "ls", scores).output
+    assert json.loads(run("store", "ls", scores, "--json").stdout)["outdated"] == {old[:8]: 3}
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,9 @@ def test_without_a_signal_an_error_stays_what_it_is(monkeypatch):
     monkeypatch.setattr(cli, "_heard", [])
     with pytest.raises(ValueError, match="a bug"):
         cli.app(["doctor"])
+
+
+@pytest.mark.parametrize("verb", ["bound", "decode", "inspect", "sweep"])
+def test_a_verb_that_keeps_nothing_on_its_way_does_not_say_that_it_goes_on(verb, capsys):
+    assert cli._said(KeyboardInterrupt(), verb) == 130 and "starts again from the beginning" in capsys.readouterr().err
+    assert cli._said(KeyboardInterrupt(), "train") == 130 and "to go on" in capsys.readouterr().err

@@ -290,13 +290,13 @@ def test_prompts_from_the_same_places(tmp_path: Any) -> None:
 def test_decode_and_sweep_take_prompts_from_there_too(tmp_path: Any) -> None:
     """Rows are rows: the JSON of a line is no prompt. A text file has one a line, and only a line's end ends it."""
     from multiref.cli.decode import _read
-    from multiref.runs.sweeping import SweepSettings, read_texts
+    from multiref.runs.sweeping import SweepSettings, read_prompts
 
     (tmp_path / "a.jsonl").write_text(lines(ROWS))
     (tmp_path / "a.txt").write_bytes("q0\u2028x\r\nq1\n".encode())
-    assert list(_read(str(tmp_path / "a.jsonl"), None, "train[:2]")) == ["q0", "q1"]
-    assert list(_read(str(tmp_path / "a.txt"), None, None)) == ["q0\u2028x", "q1"]
-    assert read_texts(tmp_path / "a.jsonl", SweepSettings(split="[3:5]")) == ["q3", "q4"]
+    assert [row["prompt"] for row in _read(str(tmp_path / "a.jsonl"), None, "train[:2]")] == ["q0", "q1"]
+    assert [row["prompt"] for row in _read(str(tmp_path / "a.txt"), None, None)] == ["q0\u2028x", "q1"]
+    assert [row["prompt"] for row in read_prompts(tmp_path / "a.jsonl", SweepSettings(split="[3:5]"))] == ["q3", "q4"]
     (tmp_path / "talk.jsonl").write_text(lines([{"prompt": [{"role": "user", "content": "q"}]}]))
     with pytest.raises(ArgumentError, match=r"talk.jsonl:1: a conversation"):
         list(_read(str(tmp_path / "talk.jsonl"), None, None))

@@ -228,12 +228,29 @@ def test_the_verb(models, tokenizer, tmp_path):
         ["--reward", "length=5"],
         ["--out", str(tmp_path / "a")],
         ["--out", str(tmp_path / "draws.jsonl" / "more.jsonl")],
+        ["--out", str(tmp_path / "new" / "folder" / "more.jsonl"), "--method", "best"],
         ["--method", "token", "--proposal", "pool"],
         ["--method", "token", "--particles", "9"],
     ):
         refused = CliRunner().invoke(app, [*given, *(short if "token" not in wrong else []), *wrong])
         assert refused.exit_code == 2 and refused.output.count("Error") == 1 and "the cat" not in refused.output
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "draws.jsonl"]  # nothing is left of looking whether there is room
+
+
+def test_the_verbs_reward_reads_the_columns_of_each_prompts_row(models, tokenizer, tmp_path):
+    """r is the row's own grade for every completion, so log Z is the escort's (β = 1) plus that grade."""
+    for name, model in zip("ab", models):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "own.py").write_text("def graded(prompts, completions, grade):\n    return [float(each) for each in grade]\n")
+    rows = "".join(json.dumps({"prompt": "the cat", "grade": grade}) + "\n" for grade in (2, 5))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    given = ["decode", "-r", f"a={tmp_path / 'a'}", "-r", f"b={tmp_path / 'b'}", "--prompts", str(tmp_path / "rows.jsonl")]
+    given += ["--device", "cpu", "--max-new-tokens", "3", "-n", "4", "--islands", "2", "--json"]
+    own = ["--reward", f"python={tmp_path / 'own.py'}:graded", "--beta", "1"]
+    plain, graded = (json.loads(CliRunner().invoke(app, [*given, *more]).stdout)["prompts"] for more in ([], own))
+    gained = [one["log_partition"] - other["log_partition"] for one, other in zip(graded, plain)]
+    assert gained == pytest.approx([2.0, 5.0], abs=1e-6)
 
 
 def test_the_verb_proposes_from_one_of_other_vocabularies(models, tokenizer, tmp_path):

@@ -158,8 +158,18 @@ def test_a_reference_that_later_ones_make_needless_is_dropped():
     sign = np.where(draw.random(2000) < 1 / (1 + np.exp(-1.5 * parts.sum(0))), 1, -1)
     margins = np.stack([parts[0], parts.sum(0) + draw.normal(0, 0.8, 2000), parts[1]]) * sign
     seen = evidence(margins)
-    chosen, steps = select(seen, [0, 1, 2], folds_of(seen.groups, 5, 0))
+    folds = folds_of(seen.groups, 5, 0)
+    chosen, steps = select(seen, [0, 1, 2], folds)
     assert chosen == [0, 2] and steps[0].name == "b" and any("b" in step.dropped for step in steps)
+    names = [SimpleNamespace(name=name, faults=(), accuracy=0.7, accuracy_interval=(0.6, 0.8)) for name in "abc"]
+    table, additions = contenders(seen, [0, 1, 2], folds), try_additions(seen, [0, 1, 2], chosen)
+    said = str(judge(names, steps, additions, weigh(seen, chosen, resamples=2, seed=0), table, [], prompts=2000))
+    last = [step for step in steps if step.accepted and step.name != "b"][-1]  # it joined beside b, too
+    beside = next(test for test in additions if test.name == last.name)
+    assert "b" in last.test.given and len(beside.given) == 1
+    assert (
+        f"Adding {last.name} to {beside.given[0]} is supported (z = {beside.z:.1f}, " in said and f"{last.gain:.4f}" not in said
+    )
 
 
 def test_what_tokens_explain_is_taken_out():

@@ -8,7 +8,7 @@ import torch
 from multiref.errors import ModelError, VocabularyMismatch, WeightsError
 from multiref.models import LanguageModel
 from multiref.references import References
-from multiref.references.token_level import measure_token_level
+from multiref.references.token_level import _measured, measure_token_level
 from tests.conftest import make_llama, make_tokenizer
 from tests.references.doubles import Companion
 
@@ -52,6 +52,13 @@ def test_against_the_definition(models, weights):
     for i in range(2):
         assert found.kl[i] == pytest.approx(kl[i], abs=1e-5)
     assert found.disagreement == pytest.approx(apart, abs=1e-5)
+
+
+def test_tokens_that_a_model_forbids_cost_nothing_or_everything():
+    """a never says what b forbids: KL(a‖b) = log 2, the other way +∞, and no NaN of 0 · (−∞)."""
+    logps = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.25, 0.5]]]).log()
+    found = _measured(("a", "b"), logps, torch.tensor([1]), torch.tensor([0.5, 0.5]).double())
+    assert found.kl == ((0.0, pytest.approx(math.log(2))), (math.inf, 0.0))
 
 
 def test_a_reference_agrees_with_itself(models):

@@ -101,6 +101,8 @@ def test_a_mistake_is_one_sentence_with_the_line_of_its_key(old, new, said, tmp_
         ("output.x=1", "--set output.x=…: output.x: output is 'run' there, which has no keys."),
         ("lora={lora_dropout: 0.1}", "--set lora=…: lora.lora_dropout: found 0.1, expected 0: dropout is noise in log π"),
         ("beta", "--set beta: expected key=value"),
+        ("title=Run #3", "--set title=Run #3: a # begins a comment; put quotes around the text"),
+        ("title=#3", "--set title=#3: a # begins a comment"),
         ("beta={a: 1, a: 2}", "--set beta=…:1: a: a second time"),
     ],
 )
@@ -108,6 +110,10 @@ def test_a_mistake_in_a_change_names_the_change(change, said, tmp_path):
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, changes=[change])
     assert str(caught.value).startswith(said)
+
+
+def test_a_mark_in_quotes_or_within_a_word_is_text(tmp_path):
+    assert read(tmp_path, changes=["title='Run #3'"]).title == "Run #3" and read(tmp_path, changes=["title=a#b"]).title == "a#b"
 
 
 @pytest.mark.parametrize(
@@ -260,6 +266,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
         ("eval_delay: 2", "eval_delay", 2.0),
         ("warmup_steps: 10", "warmup_steps", 10.0),
         ("warmup_steps: 0.1", "warmup_steps", 0.1),
+        ("weight_decay: -.5", "weight_decay", -0.5),
     ],
 )
 def test_a_value_is_what_a_person_means(written, name, meant, tmp_path):
@@ -276,6 +283,8 @@ def test_a_value_is_what_a_person_means(written, name, meant, tmp_path):
         ("max_steps: 2.5", "training.max_steps: found 2.5 (number), expected a whole number."),
         ("max_steps: 010", "run.yaml:15: 010, which YAML reads as a number of base 8 or 60; write the number"),
         ("max_steps: 1:30", "run.yaml:15: 1:30, which YAML reads as a number of base 8"),
+        ("weight_decay: 1:30.5", "run.yaml:15: 1:30.5, which YAML reads as a number of base 8"),
+        ("weight_decay: !!bool x", "run.yaml:15: found x, expected a finite number."),
         ("learning_rate2: 1", "training.learning_rate2: unknown key"),
         ("weight_decay: '1e-2'", "training.weight_decay: found '1e-2' (text), expected a number."),
         ("bf16: maybe", "training.bf16: found 'maybe' (text), expected true or false."),

@@ -102,6 +102,35 @@ def test_a_prompt_that_stands_there_twice_is_one(world, tmp_path):
     assert found[0] == found[1] and found[0]["settings"]["prompts"] == 2
 
 
+def test_rows_that_a_reward_tells_apart_are_several(world, tmp_path):
+    """One prompt with two grades: the mean of the reward that reads them is over both; no other reward counts it twice."""
+    (tmp_path / "own.py").write_text("def graded(prompts, completions, grade):\n    return [float(each) for each in grade]\n")
+    rows = [{"prompt": "the cat sat on", "grade": grade, "id": n} for n, grade in enumerate((3, 5, 5))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["-p", f"a={world / 'a'}", "--prompts", tmp_path / "rows.jsonl", "--samples", 2, "--max-new-tokens", 3]
+    for name, reward, prompts in (("own", f"python={tmp_path / 'own.py'}:graded", 2), ("length", "length=3", 1)):
+        done = call(*given, "--reward", reward, "--out", tmp_path / name)
+        assert done.exit_code == 0 and f"{3 - prompts} of 3 prompts stand there again" in done.output, done.output
+        summary = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert summary["settings"]["prompts"] == prompts
+        if name == "own":
+            assert summary["policies"]["a"]["reward/graded"][0] == 4.0
+
+
+def test_prompts_of_which_nobody_says_what_is_right_do_not_count_as_wrong(world, tmp_path):
+    """Of two prompts one has no answer: right on all that have one is pass@1 = 1, as the reward itself and training have it."""
+    own = "def correctness(prompts, completions, answer):\n    return [1.0 if each else None for each in answer]\n"
+    (tmp_path / "own.py").write_text(own + "def zero(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    rows = [{"prompt": "the cat sat on", "answer": "yes"}, {"prompt": "Once upon a time", "answer": ""}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["-p", f"a={world / 'a'}", "--prompts", tmp_path / "rows.jsonl", "--samples", 2, "--max-new-tokens", 3]
+    given += ["--reward", f"python={tmp_path / 'own.py'}:correctness", "--reward", f"python={tmp_path / 'own.py'}:zero"]
+    done = call(*given, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["policies"]["a"]
+    assert found["pass@1"][0] == found["reward/correctness"][0] == 1.0
+
+
 def test_policies_beside_their_references_and_the_optimum(world, tmp_path):
     """One table of everyone: J, KL (k1, k3), win rate, length, diversity; π* draws by particles, best-of-3 has no J; from the
     samples that are kept, and the same again from the folder."""

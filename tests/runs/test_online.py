@@ -148,6 +148,10 @@ def test_distillation_with_routed_prompts(config, folders, tmp_path):
         ({"adaptive_beta": {"target": 1.0, "rate": 5.0}}, "adaptive_beta.rate: expected above 0 and below 5"),
         ({"prompts": ["x.jsonl"]}, "rewards: gsm8k needs the answer of each problem, which prompts of x.jsonl do not have"),
         ({"evaluation": {"prompts": []}}, "evaluation.prompts: found .*at least 1"),
+        (
+            {"rewards": [{"kind": "length"}], "evaluation": {"prompts": ["x.jsonl"], "k": [1, 4]}},
+            "evaluation.k: pass@k counts right answers, and no reward here says what is right",
+        ),
         ({"task": "distill", "rewards": None, "evaluation": None, "beta": 0.0}, "beta: found 0.* above 0"),
         ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"share": 1.5}}, "warm_up.share: found 1.5"),
         ({"task": "distill", "rewards": None, "evaluation": None, "warm_up": {"max_new_tokens": -5}}, "warm_up.max_new_tokens"),
@@ -163,10 +167,11 @@ def test_mistakes_are_named(config, change, words):
 def test_prompts_that_cannot_be_read_are_named(config, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\nnot json\n')
+    run = {**config, "rewards": ["length"], "evaluation": {"prompts": config["prompts"]}}
     with pytest.raises(DataError, match=r"bad\.jsonl:2"):
-        do({**config, "rewards": ["length"], "prompts": [{"path": str(bad)}]}, say=lambda text: None)
+        do({**run, "prompts": [{"path": str(bad)}]}, say=lambda text: None)
     with pytest.raises(DataError, match="does not exist"):
-        do({**config, "rewards": ["length"], "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
+        do({**run, "prompts": [{"path": str(tmp_path / "none.jsonl")}]}, say=lambda text: None)
 
 
 def test_a_warm_up_and_the_floor(config, folders, tmp_path):
@@ -281,7 +286,7 @@ def test_two_rewards_of_one_kind_have_names_of_their_own(config, tmp_path):
     for name, line in (("first", "the\t1\n"), ("second", "cat\t2\n")):
         (tmp_path / name).write_text(line)
     given = [{"kind": "lexicon", "path": str(tmp_path / name)} for name in ("first", "second")]
-    made = make_rewards(settings({**config, "rewards": [*given, "length"]}).rewards)
+    made = make_rewards(settings(config, rewards=[*given, "length"], evaluation={"prompts": config["prompts"]}).rewards)
     assert [reward.name for reward in made] == ["lexicon", "lexicon-2", "length"]
     assert [reward.function([""], ["the cat"]) for reward in made[:2]] == [[1 / 2**0.5], [2 / 2**0.5]]
 

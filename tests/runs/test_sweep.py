@@ -53,7 +53,7 @@ def test_a_reward_sees_what_is_written_behind_the_prompt(runs, tiny_tokenizer):
         return [0.0] * len(completions)
 
     settings = SweepSettings(samples=40, max_new_tokens=3)
-    draw_samples(["one", "two"], [model, model], ["the cat"], settings, look)
+    draw_samples(["one", "two"], [model, model], [{"prompt": "the cat"}], settings, look)
     drawn = [sample_each(model, ["the cat"], Generation(3), group=40, seed=seed) for seed in (0, 104_729)]
     assert seen == [text for each in drawn for text in each[0].completions] and any(text[:1] == " " for text in seen)
 
@@ -183,6 +183,37 @@ def test_a_curve_that_cannot_be_drawn(options, words, runs):
     )
 
 
+OWN = """
+def graded(prompts, completions, grade, ended, completion_ids):
+    assert len(prompts) == len(completions) == len(ended) == len(completion_ids)
+    return [float(each) for each in grade]
+"""
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_a_reward_reads_the_columns_of_the_prompts_rows(untrained, runs):
+    """Each row's own grade is its reward: of 3, 5 and 5 the mean over the two rows that differ is 4."""
+    (runs / "own.py").write_text(OWN)
+    rows = [{"prompt": "the cat", "grade": grade} for grade in (3, 5, 5)]
+    (runs / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--points", "2", "--samples", "2", "--max-new-tokens", "3", "--reward", f"python={runs / 'own.py'}:graded")
+    done = call_without_training(runs, *options, str(runs / "one")) if untrained else invoke(runs, *options)
+    assert done.exit_code == 0 and "for 2 prompts" in done.output, done.output
+    found = json.loads((runs / ("curve" if untrained else "out") / "sweep.json").read_text())
+    assert all(each["reward"] == pytest.approx(4.0) for each in [*found["points"], *(found["runs"] if untrained else [])])
+
+
+def test_a_reward_that_does_not_apply_to_some_completions():
+    """None is NaN in its own column: the mean where it applies, over the prompts that have one, not a NaN of them all."""
+    nan, logps = math.nan, torch.zeros(1, 3, 4).double()
+    values = torch.tensor([[1.0, 3.0, nan, nan], [nan] * 4, [5.0, 5.0, 5.0, 5.0]]).double()
+    samples = Samples(("a",), logps, torch.ones(3, 4).double(), {"reward": values.nan_to_num(), "rewards/own": values})
+    row = samples.point((1.0,))
+    assert row["rewards/own"] == pytest.approx(3.5) and row["rewards/own_error"] == pytest.approx(1.5)
+    none = Samples(("a",), logps, torch.ones(3, 4).double(), {"rewards/own": values * nan}).point((1.0,))
+    assert none["rewards/own"] is None and "NaN" not in json.dumps(row | none)
+
+
 def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):
     (runs / "words.txt").write_text("sat\t3\non\t-1\n")
     (runs / "online.yaml").write_text(f"rewards: [{{kind: lexicon, path: {runs / 'words.txt'}}}, {{kind: length, target: 4}}]")
@@ -194,6 +225,14 @@ def test_the_lexicon_reward_of_a_sweep_is_in_its_points(runs):
     assert result.exit_code == 0 and "reward" in result.output
     for point in json.loads((runs / "out" / "sweep.json").read_text())["points"]:
         assert point["reward"] == pytest.approx(point["rewards/lexicon"] + point["rewards/length"])
+
+
+def test_a_run_whose_strength_moved_has_no_place_beside_a_curve(runs):
+    """Its file says the β that it began with, and J would be of that one."""
+    file = runs / "one" / "config.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "task": "online", "adaptive_beta": {"target": 1.0}}))
+    result = call_without_training(runs, str(runs / "one"))
+    assert result.exit_code == 2 and "trained with adaptive_beta" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("given", ["lexicon", "judge=somebody", "length=long", "none.yaml"])

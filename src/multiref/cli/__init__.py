@@ -104,7 +104,8 @@ _KEPT = "What was already stored is kept; run the same command again to go on."
 _PARTING = {
     "serve": "Serving is over: nothing listens at its port any more. It stored nothing.",
     **dict.fromkeys(
-        ("data", "decode", "doctor", "solve"), "Nothing was stored; the same command starts again from the beginning."
+        ("bound", "data", "decode", "doctor", "inspect", "solve", "sweep"),
+        "Nothing was stored; the same command starts again from the beginning.",
     ),
 }
 

@@ -1,6 +1,6 @@
 """`multiref bound`: evaluate a bound of the theory on your numbers."""
 
-import difflib
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,7 @@ def bound(
     belong("--solve", solve, target=target)
     belong("a statement and its quantities", name and context.args, solve=solve, plot=plot)
     estimate = _estimate(from_scores, weights) if from_scores else None
+    estimated = {"estimate": vars(estimate)} if estimate else {}
     if estimate:
         print(estimate, end="\n\n")
     if name is None:
@@ -49,7 +50,7 @@ def bound(
             print(_listing())
         from multiref import bounds
 
-        return {"statements": {each: statement.title for each, statement in bounds.statements().items()}}
+        return {"statements": {each: statement.title for each, statement in bounds.statements().items()}, **estimated}
     statement = _statement(name)
     given = _quantities(statement, context.args)
     if estimate:
@@ -58,7 +59,7 @@ def bound(
                 given.setdefault(quantity, value)
     if not given:
         print(statement)
-        return {"name": name, "quantities": list(statement.parameters)}
+        return {"name": name, "quantities": list(statement.parameters), **estimated}
     solve = solve and solve.replace("-", "_")
     if solve and solve not in given and solve in statement.parameters:
         given[solve] = 0.5 if solve == "delta" else 1.0  # a place to start from; the solution does not depend on it
@@ -70,7 +71,7 @@ def bound(
         _plot(result, plot)
         print(f"  figure   {plot}")
     kept = ("value", "terms", "trivial", "vacuous", "rate", "assumptions", "citation", "status", "quantities")
-    return {"name": name, **{each: getattr(result, each) for each in kept}}
+    return {"name": name, **{each: getattr(result, each) for each in kept}, **estimated}
 
 
 def _listing() -> str:
@@ -85,15 +86,13 @@ def _listing() -> str:
 
 def _statement(name: str) -> "Statement":
     from multiref import bounds
+    from multiref.runs.sentences import nearest
 
     known = bounds.statements()
     if name in bounds.UNAVAILABLE:
         raise ArgumentError(f"bound: {bounds.UNAVAILABLE[name]}; use that one")
     if name not in known:
-        close = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3)) or "none"
-        raise ArgumentError(
-            f"bound: found {name!r}, expected the name of a statement (nearest: {close}); `multiref bound` lists them"
-        )
+        raise ArgumentError(f"bound: found {name!r}, expected the name of a statement{nearest(name, known)}")
     return known[name]
 
 
@@ -140,9 +139,12 @@ def _plot(result: "Bound", path: Path) -> None:
 
 
 def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":
-    """What the stored scores say about their references, completions that some reference truncated left out."""
+    """What the stored scores say about their references, without completions that some reference truncated, and those to which
+    no reference of positive weight gives mass: nobody draws them."""
     from multiref import bounds
+    from multiref._logspace import NEG_INF
     from multiref.references.stored import read_scores
+    from multiref.regularizers import check_weights
 
     scores = read_scores(store)
     whole = ~scores.truncated.any(0)
@@ -150,7 +152,13 @@ def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":
         raise StoreError(
             f"{store}: every completion was truncated by some reference, expected whole ones; score with a longer context"
         )
-    given = None if weights is None else _weights(weights, scores.names)
+    given = check_weights(None if weights is None else _weights(weights, scores.names), len(scores.names))
+    drawn = (scores.logps[given > 0] > NEG_INF).any(0)
+    if forbidden := int((whole & ~drawn).sum()):
+        print(f"{store}: completions left out, to which no reference of positive weight gives mass: {forbidden:,}")
+    whole &= drawn
+    if not bool(whole.any()):
+        raise StoreError(f"{store}: no reference gives any whole completion mass; score completions that some reference draws")
     estimate = bounds.coverage_from_scores(scores.logps[:, whole], given)
     tokens = float(scores.lengths[:, whole].double().mean())
     print(f"{store}: {', '.join(scores.names)}; {int(whole.sum()):,} whole completions, {tokens:.1f} tokens on average")
@@ -158,13 +166,12 @@ def _estimate(store: Path, weights: str | None) -> "CoverageEstimate":
     return estimate
 
 
-def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...]:
+def _weights(text: str, names: tuple[str, ...]) -> tuple[float, ...] | None:
     """`0.5,0.5` in the store's order, or `math=0.3,base=0.7` by name."""
     parts = text.split(",")
-    try:
-        return (weights_of([*names], parts) or ()) if "=" in text else tuple(map(float, parts))
-    except (ArgumentError, ValueError):
-        raise WeightsError(
-            f"--weights: found {text!r}, expected numbers with commas between, as 0.5,0.5 for {', '.join(names)}, or by name, "
-            f"as {','.join(f'{name}=0.5' for name in names)}"
-        ) from None
+    with contextlib.suppress(ValueError):  # which an ArgumentError is, too
+        return weights_of(list(names), parts) if "=" in text else tuple(map(float, parts))
+    raise WeightsError(
+        f"--weights: found {text!r}, expected numbers with commas between, as 0.5,0.5 for {', '.join(names)}, or by name, as "
+        f"{','.join(f'{name}=0.5' for name in names)}"
+    )

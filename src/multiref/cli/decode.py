@@ -49,20 +49,17 @@ def drawing(
         int | None, typer.Option(min=1, help="For the optimum: independent islands; their spread is the error. Default 8.")
     ] = None,
 ) -> Any:
-    """(the rewards as one function of prompts and completions or None, β, the other options of a draw that were given)."""
-    function = None
+    """(a row of prompts → the rewards as one function of prompts and completions, or None; β, the other options of a draw that
+    were given)."""
+    rewarding = None
     belong("--reward", reward, beta=beta, reward_max=reward_max)
     if reward:
+        from multiref.evaluation.rewarded import reward_of_row
         from multiref.runs.rewards import make_rewards, read_rewards
-        from multiref.training.online.rewards import total_reward
 
-        rewards = make_rewards(read_rewards(reward, answers=False))
-
-        def function(prompts: Any, completions: Any) -> Any:
-            return total_reward(rewards, prompts, completions, {})[0].tolist()
-
+        rewarding = partial(reward_of_row, rewards=make_rewards(read_rewards(reward, answers=False)))
     options = {"reward_max": reward_max, "proposal": proposal, "n": particles, "islands": islands}
-    return function, beta, {name: value for name, value in options.items() if value is not None}
+    return rewarding, beta, {name: value for name, value in options.items() if value is not None}
 
 
 def _prompts(
@@ -70,38 +67,34 @@ def _prompts(
     prompts: Annotated[str | None, "Prompts instead: a .txt with one a line, or rows with `prompt`, as for evaluate."] = None,
     name: Annotated[str | None, "--name", "Configuration of a data set that has several."] = None,
     split: Annotated[str | None, "--split", "Split of a data set, or a part: 'train[:5%]'."] = None,
-) -> list[str]:
+) -> list[dict[str, Any]]:
     belong("--prompts", prompts, name=name, split=split)
-    asked = [*(prompt or []), *([] if prompts is None else _read(prompts, name, split))]
+    asked = [*({"prompt": each} for each in prompt or ()), *([] if prompts is None else _read(prompts, name, split))]
     if not asked:
         raise ArgumentError("--prompt, --prompts: expected at least one prompt.")
     return asked
 
 
-def _read(prompts: str, name: str | None, split: str | None) -> Iterator[str]:
-    """A text a line, or a row's. ArgumentError for a conversation."""
+def _read(prompts: str, name: str | None, split: str | None) -> Iterator[dict[str, Any]]:
+    """Of a text a line, or a row with the columns that rewards read. ArgumentError for a conversation."""
     from multiref._files import as_path, read_lines
     from multiref.data.files import is_rows
-    from multiref.data.prompts import prompt_text
-    from multiref.data.sources import open_source
+    from multiref.runs.prompts import read_rows
 
     path = as_path(prompts)
     if is_rows(prompts) is None and (path.suffix == ".txt" or os.path.isfile(path)):
         belong("rows", False, name=name, split=split)
-        yield from (line.rstrip("\r\n") for _, line in read_lines(path, "a file with one prompt a line") if line.strip())
+        lines = (line.rstrip("\r\n") for _, line in read_lines(path, "a file with one prompt a line"))
+        yield from ({"prompt": line} for line in lines if line.strip())
         return
-    with open_source(prompts, name=name, split=split) as rows:
-        for where, row in rows():
-            text = prompt_text(row, where)
-            if not isinstance(text, str):
-                raise ArgumentError(
-                    f"{where}: a conversation; decode goes on from texts. `multiref serve` answers conversations."
-                )
-            yield text
+    for where, row in read_rows(prompts, name=name, split=split):
+        if not isinstance(row["prompt"], str):
+            raise ArgumentError(f"{where}: a conversation; decode goes on from texts. `multiref serve` answers conversations.")
+        yield row
 
 
 def command(
-    asked: Annotated[list[str], Made(_prompts)],
+    asked: Annotated[list[dict[str, Any]], Made(_prompts)],
     pool: Annotated[Any, Made(pooled)],
     drawn: Annotated[Any, Made(drawing)],
     method: Annotated[str, "smc, importance, rejection: the optimum; token: the per-token pool."] = "smc",
@@ -120,8 +113,8 @@ def command(
     from multiref.decoding import sample
     from multiref.references import References
 
-    (opened, rule), (function, beta, options) = pool, drawn
-    streams = method == "token" and function is None and out is None
+    (opened, rule), (rewarding, beta, options) = pool, drawn
+    streams = method == "token" and rewarding is None and out is None
     belong("--reward, --out or another --method", not streams, particles=options.get("n"), islands=options.get("islands"))
     belong("a --method of the optimum", method != "token", proposal=options.get("proposal"))
     if out is not None:
@@ -129,10 +122,10 @@ def command(
     refs = References({each: opened.open(each) for each in opened.names})  # each is read once, whatever is asked of it
     limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
     if streams:
-        return _stream(refs, rule, asked, limits, show, seed)
+        return _stream(refs, rule, [row["prompt"] for row in asked], limits, show, seed)
     parts, found = [], []
-    for i, text in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):
-        own = seed + 7_919 * i
+    for i, row in enumerate(each_told(asked, "prompts", len(asked)) if len(asked) > 1 else asked):
+        own, text, function = seed + 7_919 * i, row["prompt"], rewarding and rewarding(row)
         told = None if i else partial(print, "" if len(asked) == 1 else "Each prompt:", file=sys.stderr, flush=True)
         draws = sample([text], refs, rule, function, beta, method=method, seed=own, say=told, **options, **limits)
         parts.append(draws)

@@ -101,11 +101,11 @@ def _paragraphs(text: str) -> str:
 
 def _columns(rows: Sequence[tuple[str, str]], left: int) -> str:
     """Names at the left, what they are beside them; a long name has a line of its own."""
-    lines = []
+    lines, wrapper = [], textwrap.TextWrapper(_width(), "", " " * (left + 2), break_on_hyphens=False, break_long_words=False)
     for name, said in rows:
-        wrapped = textwrap.wrap(said, _width() - left - 2, break_on_hyphens=False, break_long_words=False) or [""]
         if len(name) > left - 1:
             lines.append(f"  {name}")
             name = ""
-        lines += [f"  {name if not number else '':<{left}}{line}" for number, line in enumerate(wrapped)]
-    return "\n".join(line.rstrip() for line in lines)
+        wrapper.initial_indent = f"  {name:<{left}}"
+        lines += wrapper.wrap(said) or [f"  {name}"]
+    return "\n".join(lines)

@@ -38,17 +38,18 @@ TakeOver: TypeAlias = Annotated[
 
 
 def for_each(option: str, given: list[str] | None, names: list[str]) -> dict[str, str]:
-    """'VALUE' for all, 'name=VALUE' for one → {name: VALUE}. ArgumentError for a name that is none of these."""
+    """'VALUE' for all, 'name=VALUE' for one → {name: VALUE}. ArgumentError for a name that is none of these or stands twice."""
     values: dict[str, str] = {}
     for text in given or []:
-        name, equals, value = text.partition("=")
-        if equals and not text.lstrip().startswith("{"):
-            if name.strip() not in names:
-                raise ArgumentError(f"{option} {text!r}: {name!r} is no reference that has a model here ({', '.join(names)}).")
-            values[name.strip()] = value.strip()
-        else:
-            values = dict.fromkeys(names, text.strip()) | values
-    return values
+        name, equals, value = map(str.strip, text.partition("="))
+        if not equals or text.lstrip().startswith("{"):
+            name, value = "", text.strip()  # for all
+        elif name not in names:
+            raise ArgumentError(f"{option} {text!r}: {name!r} is no reference that has a model here ({', '.join(names)}).")
+        if name in values:
+            raise ArgumentError(f"{option} {text!r}: {name or 'a value for all'} stands there twice; keep one of the two.")
+        values[name] = value
+    return {name: values.get(name, values.get("", "")) for name in names if {name, ""} & values.keys()}
 
 
 def by_name(option: str, given: list[str] | None) -> dict[str, str]:
@@ -100,6 +101,8 @@ def selection(
         ours, equals, theirs = text.partition("=")
         if not equals or not theirs:
             raise ArgumentError(f"--column {text!r}: expected OURS=THEIRS, such as --column prompt=instruction.")
+        if ours.strip() in columns:
+            raise ArgumentError(f"--column {text!r}: {ours.strip()} stands there twice; keep one of the two.")
         columns[ours.strip()] = theirs.strip()
     return Selection(name, split, columns, rankings, bad_rows, limit)
 

@@ -3,7 +3,6 @@
 import re
 import shlex
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,6 +61,7 @@ def _references(
     places = by_name("--reference", reference)
     # a server has its own quantization, attention and template
     local = [name for name, at in places.items() if "://" not in at]
+    belong("a model as --reference", local, dtype=dtype, device=device, **own)
     kinds = for_each("--attention", attention, local)
     options = for_each("--chat-template-kwargs", chat_template_kwargs, local)
     asked: list[tuple[str, Any]] = []
@@ -90,24 +90,15 @@ def _engine(
     return engine
 
 
-@dataclass(frozen=True)
-class Forecasting:
-    """What a dry run is asked: for which cluster, for models of which size, for how many pairs."""
-
-    cluster: str | None
-    parameters: str | None
-    pairs: int | None
-
-
 def _forecasting(
     dry_run: Annotated[bool, "--dry-run", "Say what it would take; store nothing."] = False,
     cluster: Annotated[str | None, "Dry run: 2xlocal (measured), 64xH100 (reckoned)."] = None,
     parameters: Annotated[str | None, "Dry run: models that are not here: 7B, 16x7B."] = None,
     pairs: Annotated[str | None, "Dry run: for 10M pairs, say, like those of DATA."] = None,
-) -> Forecasting | None:
-    """None where nothing is to be forecast."""
+) -> "tuple[str | None, str | None, int | None] | None":
+    """For which cluster, for models of which size, for how many pairs; None where nothing is to be forecast."""
     if dry_run:
-        return Forecasting(cluster, parameters, None if pairs is None else round(_number(pairs, "--pairs")))
+        return cluster, parameters, None if pairs is None else round(_number(pairs, "--pairs"))
     belong("--dry-run", False, cluster=cluster, parameters=parameters, pairs=pairs)
     return None
 
@@ -118,7 +109,7 @@ def command(
     *,
     references: Annotated[Any, Made(_references)],
     chosen: Chosen,
-    forecasting: Annotated[Forecasting | None, Made(_forecasting)],
+    forecasting: Annotated[Any, Made(_forecasting)],
     runner: Annotated[Any, Made(_engine)],
     shard_size: Annotated[int | None, "Completions per shard, about. Default 1/64 of the job, 256 to 8192."] = None,
     audit: Annotated[str, "How many rows are also scored alone, as a check of the layout: some (a few), or all."] = "some",
@@ -128,10 +119,11 @@ def command(
 
     Example: multiref score pairs.jsonl --reference base=./base --reference math=./math --store scores/
     """
-    if forecasting is not None and forecasting.parameters is not None:
-        if forecasting.cluster is None or references is not None:
+    cluster, parameters, many = forecasting or (None, None, None)
+    if parameters is not None:
+        if cluster is None or references is not None:
             raise ArgumentError("--parameters needs --cluster and replaces --reference. Give --cluster, and one of the two.")
-        return _say(_imagined(data, chosen, forecasting, shard_size))
+        return _say(_imagined(data, chosen, cluster, parameters, many, shard_size))
     if references is None or store is None:
         raise ArgumentError("Expected --reference name=PATH, once per reference, and --store FOLDER.")
     from multiref.data import read
@@ -139,9 +131,9 @@ def command(
     from multiref.references.progress import Tally
 
     if forecasting is not None:
-        pairs, cluster = read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs, forecasting.cluster
+        pairs = read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs
         own = {"store": store, "shard_size": shard_size, "engine": runner if cluster is None else None}
-        return _say(references.estimate_cost(pairs, cluster or "1xlocal", pairs=forecasting.pairs, **own))
+        return _say(references.estimate_cost(pairs, cluster or "1xlocal", pairs=many, **own))
     found = read(data, chosen, skipped=store / SKIPPED, say=typer.echo, spool=store, on_ray=runner != "local")
     tally = Tally(say=typer.echo)
     scores = references.score(found.pairs, store=store, engine=runner, progress=tally, shard_size=shard_size, audit=audit)
@@ -162,21 +154,23 @@ def command(
     }
 
 
-def _imagined(data: str, chosen: "Selection", asked: Forecasting, shard_size: int | None) -> "Forecast":
+def _imagined(
+    data: str, chosen: "Selection", cluster: str, parameters: str, pairs: int | None, shard_size: int | None
+) -> "Forecast":
     """What it would take with models of which only the size is known."""
     from multiref.data import read
     from multiref.references.cost_estimate import imagine_costs
 
-    copies, times, size = str(asked.parameters).rpartition("x")
+    copies, times, size = parameters.rpartition("x")
     if times and not re.fullmatch(r"[1-9]\d{0,3}", copies):
-        raise ArgumentError(f"--parameters {asked.parameters!r}: expected a size, or how many of it: 7B, 16x7B.")
+        raise ArgumentError(f"--parameters {parameters!r}: expected a size, or how many of it: 7B, 16x7B.")
     return imagine_costs(
         read(data, chosen, say=typer.echo, spool=tempfile.gettempdir()).pairs,
         [size if not times else f"{size}-{number}" for number in range(1, int(copies or 1) + 1)],
         _number(size, "--parameters"),
-        str(asked.cluster),
+        cluster,
         shard_size=shard_size,
-        pairs=asked.pairs,
+        pairs=pairs,
     )
 
 
@@ -192,11 +186,12 @@ def _number(text: str, option: str) -> float:
 def _say(found: "Forecast") -> "dict[str, Any]":
     """The forecast as a table, its assumptions below it; and for programs."""
     from multiref.report import Table, print_table
+    from multiref.runs.dry_run import span
 
     rows: dict[tuple[str, ...], list[str]] = {}
     for each in found.references:  # of those that cost the same, one row
         counts = [f"{count:,}" for count in (each.wanted, each.stored, each.missing, each.shards)]
-        row = (*counts, f"{each.bytes / 1e6:,.1f}", f"{each.tokens:,}", _span(each.seconds))
+        row = (*counts, f"{each.bytes / 1e6:,.1f}", f"{each.tokens:,}", span(each.seconds))
         rows.setdefault(row, []).append(each.name)
     named = [[names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}, each", *row] for row, names in rows.items()]
     print_table(Table(COLUMNS, named, f"{found.cluster}: {found.basis}. Nothing is stored: --dry-run"))
@@ -204,13 +199,9 @@ def _say(found: "Forecast") -> "dict[str, Any]":
     for each in found.references:
         for part, seconds in each.parts.items():
             parts[part] = parts.get(part, 0.0) + seconds
-    said = ", ".join(f"{part} {_span(seconds)}" for part, seconds in parts.items())
+    said = ", ".join(f"{part} {span(seconds)}" for part, seconds in parts.items())
     size = sum(each.bytes for each in found.references)
-    typer.echo(f"In all {_span(found.seconds)}, {found.basis}: {said}; the store grows by {size / 1e6:,.1f} MB.")
+    typer.echo(f"In all {span(found.seconds)}, {found.basis}: {said}; the store grows by {size / 1e6:,.1f} MB.")
     for line in found.assumptions:
         typer.echo(f"  {line}.")
     return {"dry_run": True, **found.facts()}
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -37,12 +37,12 @@ def command(
         raise ArgumentError(f"serve needs {' and '.join(missing)}, not installed. Install: pip install 'multiref[serve]'.")
     from multiref.serving import Optimum, Served, TokenPool, serve
 
-    key, (refs, rule), (function, beta, options) = read_key(api_key), pool, drawn
+    key, (refs, rule), (rewarding, beta, options) = read_key(api_key), pool, drawn
     own = {"proposal": options.get("proposal"), "particles": options.get("n"), "islands": options.get("islands")}
-    belong("a --method of the optimum", method != "token", reward=function, **own)
+    belong("a --method of the optimum", method != "token", reward=rewarding, **own)
     served: Served = TokenPool(refs, rule, most=max_new_tokens)
     if method != "token":
-        served = Optimum(refs, rule, function, beta, most=max_new_tokens, method=method, **options)
+        served = Optimum(refs, rule, rewarding and rewarding({}), beta, most=max_new_tokens, method=method, **options)
     if differing := say_of_templates({name: getattr(refs.open(name), "tokenizer", None) for name in refs.names}, [()]):
         typer.echo(f"Note: {differing} Here the first reference's template writes the prompt.", err=True)
 

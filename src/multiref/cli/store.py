@@ -40,7 +40,7 @@ def ls(folder: Folder) -> dict[str, Any]:
             f"{sum(outdated.values()):,} of these completions ({', '.join(outdated)}) were scored by another version of the "
             "scoring and are not used; `multiref store prune` with --reference ADDRESS removes them."
         )
-    return {"references": found}
+    return {"references": found, "outdated": outdated}
 
 
 @app.command()

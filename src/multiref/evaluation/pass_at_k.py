@@ -38,7 +38,7 @@ class PassAtK:
 
     Attributes:
         rewards: {policy: {reward's name: [P, n]}}.
-        correct: {policy: [P, n] bool}, or nothing where no reward says right or wrong.
+        correct: {policy: [P, n] bool, or NaN where that is not known}, or nothing where no reward says right or wrong.
         settings: temperature, samples, seed, …: printed with every result.
         measured: {metric: [policies, P]} of what else is known, NaN where it is not.
     """
@@ -62,7 +62,8 @@ class PassAtK:
         """
         found: dict[str, Tensor] = {}
         for k in ks if self.correct else ():
-            rows = [[pass_at_k(int(row.sum()), len(row), k) for row in self.correct[name]] for name in self.policies]
+            known = [[(row, bool(row.double().isnan().any())) for row in self.correct[name]] for name in self.policies]
+            rows = [[math.nan if lost else pass_at_k(int(row.sum()), len(row), k) for row, lost in each] for each in known]
             found[f"pass@{k}"] = torch.tensor(rows, dtype=torch.float64)
         for reward in self.rewards[self.policies[0]]:
             found[f"reward/{reward}"] = torch.stack([self.rewards[name][reward].double().nanmean(1) for name in self.policies])

@@ -22,8 +22,6 @@ from multiref.models.spec import Generation
 from multiref.training.checks import digest_of, stated
 from multiref.training.online.rewards import Reward, columns_of, named_by, reward_rollouts, total_reward
 
-_BEFORE = frozenset({"prompt", "completions", "rewards"})  # of a line, before it had a sum
-
 
 def sample_rewards(
     policy: LanguageModel | Contestant,
@@ -63,7 +61,7 @@ def sample_rewards(
         else:
             with part_of("sampling", start, len(rows)):
                 rollouts = draw_each(
-                    policy, [row["prompt"] for row in part], [_of_row(row, rewards) for row in part], generation,
+                    policy, [row["prompt"] for row in part], [reward_of_row(row, rewards) for row in part], generation,
                     group=samples, seed=own,
                 )  # fmt: skip
         del done[start:]  # a block is whole or not there
@@ -75,7 +73,7 @@ def sample_rewards(
     return {name: torch.tensor([line["rewards"][name] for line in done[: len(rows)]], dtype=torch.float64) for name in names}
 
 
-def _of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
+def reward_of_row(row: Mapping[str, Any], rewards: Sequence[Reward]) -> RewardFunction:
     """The sum of the rewards as a function of completions of this row's prompt: of their texts, by which best-of-n and the
     optimum choose. ArgumentError for a reward that reads `ended` or `completion_ids`."""
 
@@ -135,11 +133,11 @@ def _read(
             found = parse_json(text, f"{store}:{number}", constants=True)
         except MultirefError:
             break
-        if not is_sealed(found, before=_BEFORE):
+        if not is_sealed(found):
             break
         rewards = found["rewards"]
         ours = isinstance(rewards, dict) and rewards.keys() == {*names, "total"}
-        ours = ours and all(len(values) == samples for values in rewards.values()) and found.get("asked", own) == own
+        ours = ours and all(len(values) == samples for values in rewards.values()) and found.get("asked") == own
         if not ours or found["prompt"] != json.loads(json.dumps(row["prompt"])):
             raise others
         done.append(found)

@@ -79,6 +79,15 @@ def sequence_length(item: Encoded, index: int) -> int:
     return len(item.context(index)) + len(item.completions[index])
 
 
+def side_by_side(encoded: Sequence[Encoded], room: int) -> list[Encoded]:
+    """Two rows like the shortest of these, and two of at most `room` tokens like the longest, cut: one completion each."""
+    rows = [(item.context(i), ids) for item in encoded for i, ids in enumerate(item.completions)]
+    shortest, *_, (context, ids) = 2 * sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
+    held = min(len(context), max(room - 1, 1))
+    cut = context[:held], ids[: max(room - held, 1)]
+    return [Encoded(before, (behind,), (False,)) for before, behind in 2 * [shortest, cut]]
+
+
 def part_of(item: Encoded, indices: Sequence[int]) -> Encoded:
     """The same prompt with these of its completions."""
     return Encoded(

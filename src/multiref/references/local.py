@@ -16,6 +16,7 @@ from multiref.errors import DataError, ModelError
 from multiref.models.adapters import on_base
 from multiref.models.architecture import check_rows
 from multiref.models.audit import Audit, audit_layout, token_budget_of
+from multiref.models.batching import FEWEST, side_by_side
 from multiref.models.encoding import Encoded, context_of, encode_many
 from multiref.models.forward import LOGITS_BUDGET
 from multiref.models.loading import LanguageModel, as_device, as_dtype, load_config, load_tokenizer
@@ -153,9 +154,11 @@ class LocalReference:
             return score_tokens(model, encoded, **self._options)
 
     def expect(self, encoded: Sequence[Encoded]) -> None:
-        """Audits these rows, as `token_logps` does: it costs nothing more for rows that they cover."""
+        """Audits these rows, as `token_logps` does: it costs nothing more for rows that they cover. Of rows that are too long
+        to have others beside them in a pass, the shorter ones to come that have are covered too."""
         with self.loaded() as model:
-            audit_layout(model, encoded, **self._options)
+            room = (self._token_budget or token_budget_of(model)) // FEWEST
+            audit_layout(model, [*encoded, *side_by_side(encoded, room)], **self._options)
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """The items as this reference's token ids, as they are scored."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiref.divergences import disagreement
+from multiref.divergences import disagreement, kl
 from multiref.errors import ModelError, VocabularyMismatch
 from multiref.models.architecture import evaluating
 from multiref.models.audit import audit_layout
@@ -119,13 +119,13 @@ def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: T
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     blocks = logps.split(max(1, 2**22 // logps.shape[-1]), dim=1)
     apart = torch.cat([disagreement(block.double(), weights) for block in blocks])
-    kl = torch.cat([_kl_matrix(block.double()) for block in blocks], dim=-1)
-    error = [[standard_error(kl[i, j], owner) for j in range(len(names))] for i in range(len(names))]
+    kls = torch.cat([_kl_matrix(block.double()) for block in blocks], dim=-1)
+    error = [[standard_error(each, owner) for each in row] for row in kls]
     return TokenLevel(
         names,
         len(lengths),
         int(lengths.sum()),
-        tuple(tuple(row) for row in kl.mean(-1).tolist()),
+        tuple(tuple(row) for row in kls.mean(-1).tolist()),
         tuple(tuple(row) for row in error),
         tuple(weights.tolist()),
         float(apart.mean()),
@@ -141,9 +141,7 @@ def _open_all(references: References) -> dict[str, LocalReference]:
 
 def _kl_matrix(logps: Tensor) -> Tensor:
     """[K, t, V] → [K, K, t]: KL(π_i ‖ π_j) at each token."""
-    entropy = (logps.exp() * logps).sum(-1)
-    cross = torch.einsum("itv,jtv->ijt", logps.exp(), logps)
-    return (entropy[:, None] - cross).clamp_min(0)
+    return torch.stack([torch.stack([kl(one, other) for other in logps]) for one in logps]).clamp_min(0)
 
 
 def standard_error(values: Tensor, groups: Tensor) -> float:

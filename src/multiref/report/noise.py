@@ -52,9 +52,7 @@ class Measure:
             raise ArgumentError("a mean of no values was asked for; expected at least one seed")
         n = len(values)
         mean = math.fsum(values) / n
-        if n < 2:
-            return cls(mean, None, n)
-        return cls(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n * (n - 1))), n)
+        return cls(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n * (n - 1))) if n > 1 else None, n)
 
     def text(self, digits: int = 3) -> str:
         """`0.123 ± 0.004`; the bare mean where no error is known."""
@@ -76,17 +74,12 @@ class Difference:
     @property
     def within_noise(self) -> bool:
         """True unless |mean| exceeds t_{0.975, n−1} standard errors (a paired t-test at 5 %); True whenever n < 2."""
-        if self.error is None:
-            return True
-        return abs(self.mean) <= critical_t(self.n - 1) * self.error
+        return self.error is None or abs(self.mean) <= critical_t(self.n - 1) * self.error
 
     def text(self, digits: int = 3) -> str:
         """`−0.012 ± 0.003` or `+0.001 ± 0.004 (within noise)`."""
-        sign = "−" if self.mean < 0 else "+"
-        body = f"{sign}{abs(self.mean):.{digits}f}"
-        if self.error is not None:
-            body += f" ± {self.error:.{digits}f}"
-        return body + (" (within noise)" if self.within_noise else "")
+        size = Measure(abs(self.mean), self.error).text(digits)
+        return ("−" if self.mean < 0 else "+") + size + (" (within noise)" if self.within_noise else "")
 
 
 def paired(values: Sequence[float], against: Sequence[float]) -> Difference:
@@ -94,5 +87,4 @@ def paired(values: Sequence[float], against: Sequence[float]) -> Difference:
     so the error is of the difference itself."""
     if len(values) != len(against):
         raise ArgumentError(f"paired values must come from the same seeds: found {len(values)} against {len(against)}")
-    measure = Measure.of([a - b for a, b in zip(values, against, strict=True)])
-    return Difference(measure.mean, measure.error, measure.n)
+    return Difference(**vars(Measure.of([a - b for a, b in zip(values, against, strict=True)])))

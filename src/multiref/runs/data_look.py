@@ -80,6 +80,7 @@ def look_at_data(source: Source, selection: Selection, *, model: Any = None, oth
     found = read(source, selection, say=notes.append)
     pairs = found.pairs
     lengths, rendered, unit = _as_text(pairs) if model is None else _as_tokens(pairs, model)
+    lengths["prompt + longer side"] = [p + max(c, r) for p, c, r in zip(*lengths.values())]
     seen = Counter(content_key(pair.prompt, "") for pair in pairs)
     whole = [(content_key(pair.prompt, pair.chosen), content_key(pair.prompt, pair.rejected)) for pair in pairs]
     different = set(whole)
@@ -97,7 +98,7 @@ def look_at_data(source: Source, selection: Selection, *, model: Any = None, oth
 def _as_text(pairs: Sequence[Pair]) -> tuple[dict[str, list[int]], list[dict[str, str]], str]:
     parts = {name: [len(words(getattr(pair, name)).split()) for pair in pairs] for name in ("prompt", "chosen", "rejected")}
     rows = [{name: _flat(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")} for pair in pairs[:_SHOWN]]
-    return _with_whole(parts), rows, "words"
+    return parts, rows, "words"
 
 
 def _as_tokens(pairs: Sequence[Pair], model: Any) -> tuple[dict[str, list[int]], list[dict[str, str]], str]:
@@ -107,9 +108,8 @@ def _as_tokens(pairs: Sequence[Pair], model: Any) -> tuple[dict[str, list[int]],
     items = [(pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs]
     ends = Tokenisation(end=tokenizer.eos_token_id is not None)  # a look refuses nothing that training could leave out
     encoded = encode_many(tokenizer, items, ends, origins=[pair.origin for pair in pairs])
-    parts = {"prompt": [len(each.prompt_ids) for each in encoded]}
-    for number, name in enumerate(("chosen", "rejected")):
-        parts[name] = [len(each.completions[number]) for each in encoded]
+    chosen, rejected = ([len(each.completions[number]) for each in encoded] for number in (0, 1))
+    parts = {"prompt": [len(each.prompt_ids) for each in encoded], "chosen": chosen, "rejected": rejected}
 
     def text(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -119,12 +119,7 @@ def _as_tokens(pairs: Sequence[Pair], model: Any) -> tuple[dict[str, list[int]],
          "chosen": text(each.completions[0]), "rejected": text(each.completions[1])}
         for each in encoded[:_SHOWN]
     ]  # fmt: skip
-    return _with_whole(parts), rows, "tokens"
-
-
-def _with_whole(parts: dict[str, list[int]]) -> dict[str, list[int]]:
-    longer = [p + max(c, r) for p, c, r in zip(parts["prompt"], parts["chosen"], parts["rejected"])]
-    return {**parts, "prompt + longer side": longer}
+    return parts, rows, "tokens"
 
 
 def _described(values: Sequence[int]) -> dict[str, float]:

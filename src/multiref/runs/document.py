@@ -43,6 +43,8 @@ class Document:
                     f"--set {key[:40]}…: more than {DEPTH} keys deep; expected one such as training.learning_rate."
                 )
             value, _ = parse(text, f"--set {key}=…")
+            if f" {text}".partition(" #")[1] and text.lstrip()[:1] not in ("'", '"', "[", "{"):
+                raise ConfigError(f"--set {assignment}: a # begins a comment; put quotes around the text: {json.dumps(text)}.")
             place = self._put(key.split("."), value, f"--set {assignment}")
             self._origins = {known: origin for known, origin in self._origins.items() if known[: len(place)] != place}
             self._origins[place] = f"--set {key}=…"

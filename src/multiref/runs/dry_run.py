@@ -92,7 +92,7 @@ def _price(run: BaseRun, found: Look, own: int | None, total: int, pairs: list[P
     said = f"{mean:.0f} tokens a row"
     if (left := 1 - len(lengths) / (2 * len(pairs))) > 0:
         said += f"; about {left:.0%} of the pairs are longer than {limit} tokens and {_BECOMES[run.too_long]}"
-    found.add("time", f"about {_span(seconds)} on this machine, to a factor of a few ({said})", round(seconds, 1))
+    found.add("time", f"about {span(seconds)} on this machine, to a factor of a few ({said})", round(seconds, 1))
 
 
 def _lengths(run: PairsRun, pairs: list[Pair], tokenizer: Any) -> tuple[list[int], int | None]:
@@ -117,5 +117,6 @@ def _speed() -> float:
     return 8 * 2 * 512**3 / (time.perf_counter() - began) / 3  # a model reaches a third of it
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+def span(seconds: float) -> str:
+    """So long, in the unit that suits it."""
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from multiref.runs.base import FORMAT, Say
 from multiref.runs.evaluation_page import write_evaluation_page
 from multiref.runs.execute import named_models
 from multiref.runs.folder import RunFolder
-from multiref.runs.prompts import Prompts, Row
+from multiref.runs.prompts import Prompts, Row, different
 from multiref.runs.rewards import RewardSetting, make_rewards
 from multiref.runs.strict import Strict
 from multiref.training.online.rewards import Reward
@@ -94,7 +95,7 @@ def evaluate(
     asked = {"format": FORMAT, **settings.model_dump(mode="json", exclude=later)}
     models = {path: ModelSpec(path) for path in (*settings.policies.values(), *settings.references.values())}
     asked["models"] = {name: file_identity(spec) for name, spec in (models | named_models(asked)).items()}
-    once = list({repr((row["prompt"], row.get("text"), row.get("answer"))): row for row in rows}.values())
+    once = list(different(rows, rewards))
     if len(once) < len(rows):
         say(f"{len(rows) - len(once):,} of {len(rows):,} prompts stand there again; each counts once in what follows.")
     with folder.claimed(asked, take_over=take_over):
@@ -126,7 +127,8 @@ def _compare(
             store=folder.path / "samples" / f"{name}.jsonl",
             say=partial(_under, folder, say, name),
         )
-    right = {name: each["correctness"] > 0 for name, each in found.items() if "correctness" in each}
+    judged = {name: each["correctness"] for name, each in found.items() if "correctness" in each}
+    right = {name: (each > 0).double().masked_fill(each.isnan(), torch.nan) for name, each in judged.items()}
     shown = settings.model_dump(include={"samples", "temperature", "max_new_tokens", "seed"})
     if refs:
         shown |= {"beta": settings.beta, "weights": dict(zip(refs, _weights(settings).tolist()))}

@@ -106,7 +106,7 @@ def _carry_out(run: BaseRun, folder: RunFolder, start: Callable[[RunFolder, Say]
     """Train, on from where it stopped; write the model, the card and the page."""
     main, named = folder.main, named_models(run.plain())
     trusted = sorted({spec.path for spec in named.values() if spec.trust_remote_code})
-    folder.write("versions.json", json.dumps(versions() | ({"trust_remote_code": trusted} if trusted else {}), indent=1))
+    folder.write("versions.json", json.dumps({**versions(), **({"trust_remote_code": trusted} if trusted else {})}, indent=1))
     clock = _Clock()
     torch.manual_seed(run.first_seed)  # new weights are the run's, whatever this process did before
     job = start(folder, say)

@@ -60,7 +60,7 @@ class RunFolder:
             try:
                 began = self._begun(resolved)
                 yield began
-            except Exception:
+            except BaseException:  # also of a person who saw a mistake in the first line
                 if not began and {path.name for path in self.path.iterdir()} <= {"config.yaml", "versions.json", ".lock"}:
                     with suppress(OutputError):  # another process took it over
                         self.check()
@@ -164,12 +164,9 @@ class RunFolder:
         with open_file(self.metrics, "the lines of a run", largest=2**33, error=OutputError) as file:
             content = file.read()
         for text in content.split(b"\n"):
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
+            with suppress(ValueError, RecursionError):
+                if isinstance(line := json.loads(text), dict):
+                    lines.append(line)
         return lines
 
     def append_metrics(self, line: dict[str, Any]) -> None:

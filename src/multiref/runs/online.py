@@ -140,11 +140,8 @@ class RolloutRun(PooledRun):
                     f"evaluation: {source.path} has no text that follows a prompt; set words: to split its texts."
                 )
             stem = Path(source.path).stem
-            name, number = stem, 1
-            while name in found:  # a-2.jsonl, a.jsonl and another a.jsonl are three
-                number += 1
-                name = f"{stem}-{number}"
-            found[name] = rows
+            names = (stem, *(f"{stem}-{number}" for number in range(2, len(found) + 3)))
+            found[next(name for name in names if name not in found)] = rows  # a-2.jsonl, a.jsonl and another a.jsonl are three
         return found
 
     def fitting(self, rows: list[Row], loaded: LanguageModel, say: Say) -> list[Row]:
@@ -332,6 +329,9 @@ class OnlineRun(RolloutRun):
                 f"rewards: gsm8k needs the answer of each problem, which prompts of {without[0]} do not have; expected kind: "
                 "gsm8k, without words."
             )
+        right = any(each.kind == "gsm8k" or getattr(each, "name", "") == "correctness" for each in self.rewards)
+        if self.evaluation is not None and self.evaluation.k != [1] and not right:
+            raise ValueError("evaluation: k: pass@k counts right answers, and no reward here says what is right; leave it out.")
         if any(each.kind == "win_rate" for each in self.rewards):
             method = self.method.make()
             try:

@@ -1,7 +1,7 @@
 """Prompts, and the texts that follow them, from the files that settings name."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,6 +17,7 @@ from multiref.data.sources import open_source
 from multiref.errors import ConfigError, MultirefNotice
 from multiref.runs.sentences import nearest
 from multiref.runs.strict import Strict
+from multiref.training.online.rewards import Reward, read_of
 
 Row = dict[str, Any]
 LARGEST = 1024 * MIB
@@ -98,11 +99,8 @@ class Prompts(Strict):
                 )
             texts += parts if self.pieces is None else _joined(parts, self.pieces)
             return [self._split({"prompt": text}, self.pieces is not None) for text in texts[self.skip : self._end]]
-        with open_source(self.path, name=self.name, split=self.split, largest=LARGEST) as opened:
-            return [
-                self._split({"prompt": prompt_text(row, where), **{name: row[name] for name in row if name not in _OURS}})
-                for where, row in islice(opened(), self.skip, self._end)
-            ]
+        rows = read_rows(self.path, name=self.name, split=self.split)
+        return [self._split(row) for _, row in islice(rows, self.skip, self._end)]
 
     def _split(self, row: Row, unfinished: bool = False) -> Row:
         """The first words as prompt, the rest as the text that follows it; a conversation is a prompt as it stands."""
@@ -111,6 +109,23 @@ class Prompts(Strict):
         parts = text.split(" ")
         prompt, rest = " ".join(parts[: self.words]), " ".join(parts[self.words :])
         return {**row, "prompt": prompt, **({"text": " " + rest, "unfinished": unfinished} if rest else {})}
+
+
+def read_rows(path: str | Path, *, name: str | None = None, split: str | None = None) -> Iterator[tuple[str, Row]]:
+    """(where it is from, its prompt and the columns that go to the rewards) of every row of a source."""
+    with open_source(path, name=name, split=split) as opened:
+        for where, row in opened():
+            yield where, {"prompt": prompt_text(row, where), **{name: row[name] for name in row if name not in _OURS}}
+
+
+def different(rows: Iterable[Row], rewards: Sequence[Reward]) -> Iterator[Row]:
+    """Each row once: those of one prompt that no reward tells apart are one."""
+    seen = set()
+    for row in rows:
+        read = repr([row["prompt"], *(sorted(read_of(reward.function, row, unread="_").items()) for reward in rewards)])
+        if read not in seen:
+            seen.add(read)
+            yield row
 
 
 def _joined(paragraphs: list[str], characters: int) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from multiref.data.prompts import prompt_text
-from multiref.data.sources import open_source
 from multiref.errors import ConfigError, EmptyPoolError
 from multiref.evaluation import sample_each, score_samples
-from multiref.models import Encoded, Generation, LanguageModel, load
-from multiref.references import content_key
+from multiref.models import Generation, LanguageModel, load
+from multiref.models.sampling import Rollout
 from multiref.references.scores import same_vocabulary
 from multiref.regularizers import check_beta
 from multiref.runs.base import Say
 from multiref.runs.folder import RunFolder
+from multiref.runs.prompts import Row, different, read_rows
 from multiref.runs.strict import Strict
-from multiref.training.online.rewards import as_rewards, total_reward
+from multiref.training.online.rewards import as_rewards, reward_rollouts
 from multiref.weighting import log_importance_weights
 from multiref.weighting.particles import effective_size
 
@@ -72,9 +72,9 @@ def sweep(
     """
     names = _mergeable(runs)
     models = [load(RunFolder(run).model) for run in runs]
-    texts = read_texts(prompts, settings)
-    say(f"{settings.samples} samples of each of {len(models)} policies for {len(texts)} prompts.")
-    samples = draw_samples(names, models, texts, settings, rewards)
+    asked = read_prompts(prompts, settings, rewards)
+    say(f"{settings.samples} samples of each of {len(models)} policies for {len(asked)} prompts.")
+    samples = draw_samples(names, models, asked, settings, rewards)
     rows = [samples.point(weights) for weights in weight_grid(len(models), settings.points)]
     found = {"runs": [str(run) for run in runs], "points": rows}
     RunFolder(out).write("sweep.json", json.dumps(found, indent=1, ensure_ascii=False))
@@ -118,45 +118,48 @@ class Samples:
             "tokens": float((u * self.lengths).sum(-1).mean()),
         }
         for name, value in self.values.items():
-            row |= over_prompts(name, (u * value).sum(-1))
+            here = u * ~value.isnan()  # a reward may not apply to some completions
+            row |= over_prompts(name, (here * value.nan_to_num()).sum(-1) / here.sum(-1))
         if beta is not None:
             row |= over_prompts("J", beta * (log_w.logsumexp(-1) - math.log(u.shape[-1])))
         return row
 
 
 def over_prompts(name: str, values: Tensor) -> dict[str, float | None]:
-    """[B] → its mean, and the standard error over prompts."""
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
-    return {name: float(values.mean()), f"{name}_error": error}
+    """[B] → its mean, and the standard error over the prompts of which it is known (not NaN)."""
+    known = values[~values.isnan()]
+    error = float(known.std()) / len(known) ** 0.5 if len(known) > 1 else None
+    return {name: float(known.mean()) if len(known) else None, f"{name}_error": error}
 
 
-def read_texts(prompts: str | Path, settings: SweepSettings) -> list[Any]:
-    """The first so many prompts that differ."""
-    found: dict[bytes, Any] = {}
-    with open_source(prompts, name=settings.name, split=settings.split) as opened:
-        for where, row in opened():
-            prompt = prompt_text(row, where)
-            found.setdefault(content_key(prompt, ""), prompt)
-            if len(found) == settings.limit:
-                break
-    return list(found.values())
+def read_prompts(prompts: str | Path, settings: SweepSettings, rewards: Any = ()) -> list[Row]:
+    """The first so many rows that differ."""
+    rows = (row for _, row in read_rows(prompts, name=settings.name, split=settings.split))
+    return list(islice(different(rows, as_rewards(rewards)), settings.limit))
 
 
 def draw_samples(
-    names: Sequence[str], models: Sequence[LanguageModel], texts: Sequence[Any], settings: SweepSettings, rewards: Any
+    names: Sequence[str], models: Sequence[LanguageModel], rows: Sequence[Row], settings: SweepSettings, rewards: Any
 ) -> Samples:
     """`settings.samples` completions of each prompt from each model, scored by all of them and by the rewards."""
     same_vocabulary(list(names), [model.tokenizer.get_vocab() for model in models])
-    generation, items = Generation(settings.max_new_tokens), []
     seeds = [settings.seed + 104_729 * k for k in range(len(models))]
-    drawn = [sample_each(model, texts, generation, group=settings.samples, seed=seed) for model, seed in zip(models, seeds)]
-    for each in zip(*drawn):
-        completions = tuple(ids for rollout in each for ids in rollout.completion_ids)
-        items.append(Encoded(each[0].prompt_ids, completions, (False,) * len(completions)))
-    logps = torch.stack([score_samples(model, items) for model in models])
-    lengths = torch.tensor([[float(len(ids)) for ids in item.completions] for item in items], dtype=torch.float64)
-    said = [[text for rollout in each for text in rollout.completions] for each in zip(*drawn)]
-    return Samples(tuple(names), logps, lengths, rewarded(rewards, texts, said))
+    drawn = [_drawn(model, rows, settings, seed) for model, seed in zip(models, seeds)]
+    encoded = [[rollout.encoded() for rollout in each] for each in drawn]
+    logps = torch.stack([torch.cat([score_samples(model, items) for items in encoded], -1) for model in models])
+    found = [rewarded(rewards, rows, each) for each in drawn]
+    values = {name: torch.cat([each[name] for each in found], -1) for name in found[0]}
+    return Samples(tuple(names), logps, torch.cat(list(map(_lengths, drawn)), -1), values)
+
+
+def _drawn(model: LanguageModel, rows: Sequence[Row], settings: SweepSettings, seed: int) -> list[Rollout]:
+    prompts, generation = [row["prompt"] for row in rows], Generation(settings.max_new_tokens)
+    return sample_each(model, prompts, generation, group=settings.samples, seed=seed)
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> Tensor:
+    """[B, N] tokens."""
+    return torch.tensor([[float(len(ids)) for ids in each.completion_ids] for each in rollouts], dtype=torch.float64)
 
 
 def sentence(row: Mapping[str, Any]) -> str:
@@ -172,15 +175,14 @@ def sentence(row: Mapping[str, Any]) -> str:
     return f"{shown}: {what}, {row['tokens']:.1f} tokens a completion{grey}"
 
 
-def rewarded(rewards: Any, prompts: Sequence[Any], said: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
-    """{"reward": [B, K·n], and each reward's own where there are several} of the completions; empty without rewards."""
+def rewarded(rewards: Any, rows: Sequence[Row], rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
+    """{"reward": [B, n], and each reward's own where there are several} of the completions; empty without rewards."""
     each_one = as_rewards(rewards)
     if not each_one:
         return {}
-    asked = [prompt for prompt, completions in zip(prompts, said, strict=True) for _ in completions]
-    total, parts = total_reward(each_one, asked, [text for completions in said for text in completions], {})
+    total, parts = reward_rollouts(each_one, rows, rollouts, len(rollouts[0].completions))
     values = {"reward": total} | ({f"rewards/{name}": value for name, value in parts.items()} if len(parts) > 1 else {})
-    return {name: value.reshape(len(said), -1) for name, value in values.items()}
+    return {name: value.reshape(len(rollouts), -1) for name, value in values.items()}
 
 
 def _finished(run: str | Path) -> dict[str, Any]:
@@ -245,14 +247,14 @@ def sweep_untrained(
     for beta in betas:
         check_beta(beta)
     described = [_described(run, list(references)) for run in runs]
-    names, texts = tuple(references), read_texts(prompts, settings)
+    names, asked = tuple(references), read_prompts(prompts, settings, rewards)
     models = [load(path) for path in references.values()]
-    say(f"{settings.samples} samples of each of {len(models)} references for {len(texts)} prompts.")
-    samples = draw_samples(names, models, texts, settings, rewards)
+    say(f"{settings.samples} samples of each of {len(models)} references for {len(asked)} prompts.")
+    samples = draw_samples(names, models, asked, settings, rewards)
     tilted = betas if samples.values else (1.0,)
     points = [samples.point(weights, beta) for beta in tilted for weights in weight_grid(len(names), settings.points)]
     rows = [{**row, "grey": row["thin"] > MANY} for row in points]
-    beside = [_trained(run, *each, dict(zip(names, models)), texts, settings, rewards) for run, each in zip(runs, described)]
+    beside = [_trained(run, *each, dict(zip(names, models)), asked, settings, rewards) for run, each in zip(runs, described)]
     folder = RunFolder(out)
     folder.write("sweep.json", json.dumps({"points": rows, "runs": beside}, indent=1, ensure_ascii=False))
     if len(names) == 2:
@@ -268,10 +270,9 @@ def _described(run: str | Path, names: Sequence[str]) -> tuple[float, dict[str, 
     """β and weights of a finished run. ConfigError for one that has other references, or none of these settings."""
     config = _finished(run)
     kind, used = config.get("regularizer", {}).get("kind"), config.get("references", [])
-    if kind != "ReverseKL" or "beta" not in config:
-        raise ConfigError(
-            f"{run}: trained with {kind or config.get('task')}; π* ∝ P_0 e^{{r/β}} is that of reverse KL and a β."
-        )
+    if kind != "ReverseKL" or "beta" not in config or config.get("adaptive_beta"):
+        asked = "adaptive_beta" if config.get("adaptive_beta") else kind or config.get("task")
+        raise ConfigError(f"{run}: trained with {asked}; π* ∝ P_0 e^{{r/β}} is that of reverse KL and one β.")
     if strange := [each["name"] for each in used if each["name"] not in names]:
         raise ConfigError(f"{run}: its reference {strange[0]!r} is none of {', '.join(names)}; name them as the run does.")
     weights = {each["name"]: each["weight"] for each in used}
@@ -285,22 +286,21 @@ def _trained(
     beta: float,
     weights: Mapping[str, float],
     models: Mapping[str, LanguageModel],
-    texts: Sequence[Any],
+    rows: Sequence[Row],
     settings: SweepSettings,
     rewards: Any,
 ) -> dict[str, Any]:
     """A run's own samples on the same prompts: reward, length, and J = E[r − β Σ_k w_k log π/π_k]."""
     policy = load(RunFolder(run).model)
     same_vocabulary([str(run), *models], [each.tokenizer.get_vocab() for each in (policy, *models.values())])
-    rollouts = sample_each(policy, texts, Generation(settings.max_new_tokens), group=settings.samples, seed=settings.seed)
+    rollouts = _drawn(policy, rows, settings, settings.seed)
     items = [rollout.encoded() for rollout in rollouts]
     own = score_samples(policy, items)
     gap = sum(weight * (own - score_samples(models[name], items)) for name, weight in weights.items() if weight)
-    lengths = torch.tensor([[float(len(ids)) for ids in each.completion_ids] for each in rollouts], dtype=torch.float64)
-    values = rewarded(rewards, texts, [each.completions for each in rollouts])
-    row: dict[str, Any] = {"run": str(run), "beta": beta, "weights": dict(weights), "tokens": float(lengths.mean())}
+    values, tokens = rewarded(rewards, rows, rollouts), float(_lengths(rollouts).mean())
+    row: dict[str, Any] = {"run": str(run), "beta": beta, "weights": dict(weights), "tokens": tokens}
     for name, value in values.items():
-        row |= over_prompts(name, value.mean(-1))
+        row |= over_prompts(name, value.nanmean(-1))
     return row | over_prompts("J", (values.get("reward", torch.zeros_like(own)) - beta * gap).mean(-1))
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -18,7 +19,7 @@ DEPTH = 32
 DIGITS = 300
 SHORT = "\0"  # the key, which no file can hold, of a text that is short for one of its keys: which, the model knows
 _READ = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
-_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")  # octal, and numbers of base 60
+_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")  # octal, and numbers of base 60
 _TEXT = {
     "tag:yaml.org,2002:str",
     "tag:yaml.org,2002:timestamp",
@@ -103,22 +104,16 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[P
 
 def _finite(loader: yaml.SafeLoader, node: yaml.Node, source: str) -> Plain:
     """A number that a setting can have, true, false or nothing."""
-    if node.tag == "tag:yaml.org,2002:int" and _ODD.fullmatch(node.value[:DIGITS]):
+    if _ODD.fullmatch(node.value[:DIGITS]):
         raise ConfigError(
             f"{source}:{node.start_mark.line + 1}: {node.value[:40]}, which YAML reads as a number of base 8 or 60; write the "
             "number that is meant, or put quotes around a text."
         )
-    try:
-        plain: Plain = loader.construct_object(node) if len(node.value) <= DIGITS else None
-        if isinstance(plain, bool) or plain is None:
-            finite = len(node.value) <= DIGITS
-        else:
-            finite = math.isfinite(plain)  # type: ignore[arg-type]
-    except (ValueError, OverflowError):  # 0b, a date's digits, more of them than a float holds
-        finite = False
-    if not finite:
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: found {node.value[:40]}, expected a finite number.")
-    return plain
+    with suppress(ValueError, OverflowError, KeyError):  # 0b, more digits than a float holds, !!bool of what is none
+        plain: Any = loader.construct_object(node) if len(node.value) <= DIGITS else math.nan
+        if plain is None or math.isfinite(plain):
+            return plain  # type: ignore[no-any-return]
+    raise ConfigError(f"{source}:{node.start_mark.line + 1}: found {node.value[:40]}, expected a finite number.")
 
 
 def _pairs(node: yaml.MappingNode, source: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
@@ -137,10 +132,8 @@ def _pairs(node: yaml.MappingNode, source: str) -> Iterator[tuple[yaml.ScalarNod
 
 
 def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-5 as text; we read it as the number that everybody means."""
-    if text[:1] in tuple("+-.0123456789") and "e" in text.lower():
-        try:
+    """YAML 1.1 reads 1e-5 and -.5 as text; we read them as the numbers that everybody means."""
+    if text[:1] in tuple("+-.0123456789") and ("e" in text.lower() or text[:2] in ("-.", "+.")):
+        with suppress(ValueError):
             return value if math.isfinite(value := float(text)) else text
-        except ValueError:
-            return text
     return text

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-NEG_INF = -math.inf
+from multiref._logspace import NEG_INF
 
 
 def effective_size(log_weights: Tensor) -> Tensor:

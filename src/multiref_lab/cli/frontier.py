@@ -1,9 +1,12 @@
 """`multiref frontier`: the published figure at small scale, from one file."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from multiref.cli.options import belong
 
 if TYPE_CHECKING:
     from multiref_lab.frontier import FrontierSettings
@@ -33,6 +36,8 @@ def command(
     Example: multiref frontier --config recipes/figure1-small.yaml
     """
     settings = read_settings(config, full, change or [])
+    belong("the task `generated`", settings.generated, cache=cache)
+    belong("the task `stories`", settings.stories or os.environ.get("MULTIREF_SHARED"), shared=shared)
     output = output or Path("runs") / config.stem
     from multiref_lab.cli.narrator import Narrator
     from multiref_lab.frontier import Findings, Training, sweep, write

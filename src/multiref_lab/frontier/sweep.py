@@ -60,6 +60,8 @@ def sweep(training: Training, output: Path, told: Listener, *, workers: int = 2)
 
     experiment = Experiment(output / "records", cells(settings), training, given=given)
     with one_thread():
+        if settings.stories is not None and experiment.missing:
+            training.bench("stories")  # whose models and data nobody makes: what lacks is said before anything is trained
         if settings.generated is not None and experiment.missing:
             told.phase("The world, made once: a base model and two specialists, each good at one kind of word problem.")
             make(training.cache, settings.generated.world, progress=told.progress)

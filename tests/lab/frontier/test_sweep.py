@@ -280,6 +280,24 @@ def test_full_without_a_full_grid_and_missing_models_are_named(tmp_path):
     path.write_text("stories: {policy: nowhere, references: {a: a, b: b}, stories: s, lexicon: l}\n")
     result = invoke("--config", path, "--output", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 2 and "stories.references: 'a'" in result.output and "--shared" in result.output
+    path.write_text(path.read_text() + "generated: {}\n")
+    result = invoke("--config", path, "--output", tmp_path / "out", "--cache", tmp_path / "cache", "--workers", 1)
+    assert result.exit_code == 2 and "stories.references: 'a'" in result.output and not (tmp_path / "cache").exists()
+
+
+def test_places_of_what_no_task_reads_are_refused(tmp_path):
+    """A folder that the environment names for every sweep is no mistake."""
+    path, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    path.write_text("stories: {policy: nowhere, references: {a: a, b: b}, stories: s, lexicon: l}\n")
+    result = invoke("--config", path, "--output", tmp_path / "out", "--cache", tmp_path / "c")
+    assert result.exit_code == 2 and "--cache: expected with the task `generated` only" in result.output
+    other.write_text("generated: {}\n")
+    result = invoke("--config", other, "--output", tmp_path / "out", "--shared", tmp_path / "c")
+    assert result.exit_code == 2 and "--shared: expected with the task `stories` only" in result.output
+    (tmp_path / "file").write_text("")
+    given = ["frontier", "--config", str(other), "--output", str(tmp_path / "out"), "--cache", str(tmp_path / "file" / "c")]
+    result = CliRunner().invoke(app, given, env={"MULTIREF_SHARED": str(tmp_path)})
+    assert result.exit_code == 2 and "cannot write" in result.output and "--shared" not in result.output
 
 
 def test_help_has_an_example_and_the_recipes_are_settings(monkeypatch):

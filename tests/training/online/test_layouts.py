@@ -6,8 +6,9 @@ import torch
 import multiref as mr
 from multiref.models import LanguageModel, audit
 from multiref.models.sampling import Rollout
+from multiref.references.rollouts import RolloutScorer
 from multiref.training.online import GRPO, OnlineArguments, OnlineTrainer, Rule
-from multiref.training.online.batch import policy_tokens
+from multiref.training.online.batch import policy_tokens, rows_to_come
 from multiref.training.online.vocabulary import vocabulary_terms
 from tests.conftest import make_llama, make_tokenizer
 from tests.models.naive import naive_token_logps
@@ -48,3 +49,24 @@ def test_policy_and_references_are_audited_once_for_all_prompts(monkeypatch):
     )
     trainer.train()
     assert made == [other, trainer.model]
+
+
+def test_long_rows_do_not_hide_that_shorter_ones_stand_side_by_side(monkeypatch):
+    """A group at its longest has a pass of its own, so that nothing was tried beside another: every first batch of shorter
+    completions, and each with a longer one beside another, was an audit more."""
+    made = []
+    run = audit._Auditor.run
+    monkeypatch.setattr(audit._Auditor, "run", lambda self, scores: made.append(self.model) or run(self, scores))
+    tokenizer = make_tokenizer()
+    scorer = RolloutScorer({"other": LanguageModel(make_llama(len(tokenizer)), tokenizer, "other")}, tokenizer)
+    scorer.opened["other"]._token_budget = 64
+
+    def drawn(context, *lengths):
+        texts, ids = ("",) * len(lengths), tuple(tuple(range(5, 5 + n)) for n in lengths)
+        return Rollout("", texts, context, ids, (True,) * len(lengths))
+
+    contexts = [(1, 2, 3, 4), (5, 6)]
+    scorer.audit(rows_to_come(contexts, [drawn(contexts[0], 7, 2, 24)], 24))
+    for lengths in ((3, 5, 2), (24, 24, 24), (1, 1, 9), (12, 11, 14), (14, 2, 10)):
+        scorer.tokens([drawn(context, *lengths) for context in contexts])
+    assert len(made) == 1

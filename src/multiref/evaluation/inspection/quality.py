@@ -51,15 +51,15 @@ def quality(evidence: Evidence, k: int, *, faults: tuple[str, ...]) -> Quality:
     margins, longer = evidence.margins[k], evidence.longer[k]
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     shorter = (longer < 0).double() + 0.5 * (longer == 0).double()
+    p, error = float(right.mean()), standard_error(right, evidence.groups)
+    trials = p * (1 - p) / error**2 if 0 < error < math.inf and 0 < p < 1 else float(evidence.groups.max() + 1)
     fit = fit_preferences(margins[None])
     bins = _bins(margins)
     tokens = evidence.lengths[k].double()
     return Quality(
         name=evidence.names[k],
-        accuracy=float(right.mean()),
-        accuracy_interval=_interval(
-            float(right.mean()), standard_error(right, evidence.groups), int(evidence.groups.max()) + 1
-        ),
+        accuracy=p,
+        accuracy_interval=wilson(p, trials, 1.96),
         log_loss=float(-logsigmoid(margins).mean()),
         tempered_log_loss=fit.loss,
         temperature=fit.scale,
@@ -84,8 +84,3 @@ def _bins(margins: Tensor) -> tuple[tuple[float, float, float, int], ...]:
     return tuple(
         (float(sizes[part].mean()), float(claims[part].mean()), float(right[part].mean()), len(part)) for part in parts
     )
-
-
-def _interval(p: float, error: float, clusters: int) -> tuple[float, float]:
-    """95 % interval for a share, with as many independent trials as a standard error of this size is worth."""
-    return wilson(p, p * (1 - p) / error**2 if 0 < error < math.inf and 0 < p < 1 else float(max(clusters, 1)), 1.96)

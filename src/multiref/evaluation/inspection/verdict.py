@@ -63,7 +63,7 @@ def judge(
         alone = next(each for each in table if each.name == f"{used[0].name} alone")
         tested = next(test for test in additions if test.name == used[0].name)
         return verdict("one", _one(tested, alone, refused, known[tested.name]), weighting.names, (1.0,))
-    return verdict("several", _several(used, refused, weighting, table), weighting.names, weighting.weights)
+    return verdict("several", _several(used, refused, weighting, table, additions), weighting.names, weighting.weights)
 
 
 def _tested(test: ScoreTest) -> str:
@@ -112,17 +112,20 @@ def _one(test: ScoreTest, alone: Contender, refused: Step | None, best: Quality)
     return sentences
 
 
-def _several(used: list[Step], refused: Step | None, weighting: Weighting, table: list[Contender]) -> list[str]:
+def _several(
+    used: list[Step], refused: Step | None, weighting: Weighting, table: list[Contender], additions: list[ScoreTest]
+) -> list[str]:
+    """Each beside those that it joined; where one of these was dropped since, by its test beside all that were kept."""
     parts = [
         f"{name} {weight:.2f} [{low:.2f}, {high:.2f}]"
         for name, weight, (low, high) in zip(weighting.names, weighting.weights, weighting.intervals, strict=True)
     ]
     sentences = [f"Use {len(used)} references: {', '.join(parts)} (95 % intervals)."]
-    sentences += [
-        f"Adding {step.name} to {', '.join(step.test.given)} gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair "
-        f"({_tested(step.test)})."
-        for step in used[1:]
-    ]
+    for step in used[1:]:
+        test, size = step.test, f"gains {step.gain:.4f} ± {step.error:.4f} nats per held-out pair"
+        if not set(test.given) <= set(weighting.names):
+            test, size = next(each for each in additions if each.name == step.name), "is supported"
+        sentences.append(f"Adding {step.name} to {', '.join(test.given)} {size} ({_tested(test)}).")
     uniform = next((contender for contender in table if contender.name == "uniform"), None)
     if uniform is not None:
         sentences.append(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from multiref.report.shown import excerpt
 from multiref.training.adapters import MARK
 from multiref.training.reward.model import rewards_of
 from multiref.training.reward.rows import rewards_of_rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Reward:
         what it does to them nobody else sees."""
         texts = {"prompts": _own(prompts), "completions": _own(completions)}
         try:
-            own = {name: list(column) for name, column in _accepted(self.function, columns).items()}
+            own = {name: list(column) for name, column in read_of(self.function, columns).items()}
             values = self.function(**texts, **own)
             return list(values) if inspect.isgenerator(values) else values
         except Exception as error:
@@ -302,9 +304,10 @@ def named_by(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | 
         return None
 
 
-def _accepted(function: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+def read_of(function: Callable[..., Any], columns: Mapping[str, T], *, unread: str = "") -> dict[str, T]:
+    """Those of the columns that a reward function takes. unread: a name by which `**name` says that it reads none of them."""
     named = named_by(function)
-    if named is None or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in named.values()):
+    if named is None or any(each.kind is inspect.Parameter.VAR_KEYWORD and each.name != unread for each in named.values()):
         return dict(columns)
     return {name: values for name, values in columns.items() if name in named}
 
