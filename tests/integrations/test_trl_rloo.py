@@ -57,7 +57,7 @@ def build(folders, tmp_path, *, args=None, prompts=PROMPTS, **options):
     return rloo(
         options.pop("model", folders["base"]), options.pop("references", folders), mr.ReverseKL(WEIGHTS), beta=BETA,
             policy_reference="base",
-        reward_funcs=vowels, train_dataset=data, args=settings(tmp_path, **(args or {})), **options,
+        reward_funcs=options.pop("reward_funcs", vowels), train_dataset=data, args=settings(tmp_path, **(args or {})), **options,
     )  # fmt: skip
 
 
@@ -156,6 +156,28 @@ def test_lora_has_its_base_as_reference(folders, tmp_path, monkeypatch):
             model=folders["base"],
             peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
         )
+
+
+@pytest.mark.parametrize("others", [["some"], ["later", "some"], ["some", "all"]])
+def test_a_completion_that_no_reward_applies_to_is_refused(folders, tmp_path, monkeypatch, others):
+    """TRL leaves it out; beside our reward, which has a number for all, it would be trained as a reward of 0."""
+    monkeypatch.setattr("tests.integrations.test_trl_rloo.WEIGHTS", (0.4, 0.6))
+
+    def some(completions, **_):
+        return [None if place % 4 == 1 else 1.0 for place in range(len(completions))]
+
+    async def later(completions, **_):
+        return [None if place % 2 else 1.0 for place in range(len(completions))]
+
+    named = {"some": some, "later": later, "all": vowels}
+    rewards = [named[name] for name in others]
+    trainer = build({name: folders[name] for name in ("base", "second")}, tmp_path, reward_funcs=rewards)
+    trainer.reward_funcs[-1].check(trainer)  # asked again, it does not count them twice
+    if "all" in others:
+        assert advantages(trainer, PROMPTS[:1])["advantages"].isfinite().all()
+    else:
+        with pytest.raises(ArgumentError, match=r"None of completion 2\. TRL would not leave it out"):
+            advantages(trainer, PROMPTS[:1])
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiref.decoding.request import flat_weights
 from multiref.errors import ArgumentError
@@ -73,6 +75,7 @@ class ReferenceReward:
                 )
         self.ends |= set(getattr(trainer, "eos_token_ids", ()))
         self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
+        _hear_together([place for place, each in enumerate(functions) if getattr(each, "reward", each) is not self], functions)
         check_generation(getattr(trainer, "model", None))
         if self.policy is None:
             check_reference(trainer, self.scorer, self.policy_reference)
@@ -219,6 +222,37 @@ def rloo(
     )
     getattr(reward, "reward", reward).check(trainer)
     return trainer
+
+
+def _hear_together(others: Sequence[int], functions: list[Any]) -> None:
+    """Makes the rewards at these places refuse, together, a completion of which all of them say None: TRL leaves such a one out,
+    but not where one more reward, this one, has a number for it."""
+    heard: list[list[bool]] = []
+
+    def hear(values: Any) -> Any:
+        heard.append([value is None for value in values])
+        if len(heard) == len(others):
+            silent = [all(row) for row in zip(*heard)]
+            heard.clear()
+            if any(silent):
+                raise ArgumentError(
+                    f"reward_funcs: all but reference_reward say None of completion {silent.index(True) + 1}. TRL would not leave "
+                    "it out, but train it as a reward of 0 less the penalty; expected a number from at least one."
+                )
+        return values
+
+    def hearing(function: Any) -> Any:
+        async def later(**batch: Any) -> Any:
+            return hear(list(await function(**batch)))
+
+        waits = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))
+        made: Any = later if waits else lambda **batch: hear(list(function(**batch)))
+        made.heard = True
+        return wraps(function)(made)
+
+    if not any(isinstance(functions[place], nn.Module) or hasattr(functions[place], "heard") for place in others):
+        for place in others:
+            functions[place] = hearing(functions[place])
 
 
 def _in_a_thread(reward: ReferenceReward) -> Callable[..., Any]:
