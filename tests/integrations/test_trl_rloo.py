@@ -56,8 +56,8 @@ def build(folders, tmp_path, *, args=None, prompts=PROMPTS, **options):
     data = datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     return rloo(
         options.pop("model", folders["base"]), options.pop("references", folders), mr.ReverseKL(WEIGHTS), beta=BETA,
-            policy_reference="base",
-        reward_funcs=options.pop("reward_funcs", vowels), train_dataset=data, args=settings(tmp_path, **(args or {})), **options,
+        policy_reference="base", reward_funcs=options.pop("reward_funcs", vowels), train_dataset=data,
+        args=settings(tmp_path, **(args or {})), **options,
     )  # fmt: skip
 
 

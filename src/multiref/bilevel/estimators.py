@@ -88,7 +88,7 @@ def implicit_hypergradient(
         damping: δ ≥ 0. A softmax has a gauge, along which ∂_θ f is zero: conjugate gradients stay in the range and need no
             damping there.
 
-    Raises: ArgumentError for δ < 0, or a lower level that is not convex at θ (negative curvature met): train it further or damp.
+    Raises: ArgumentError for δ < 0, or a lower level that is not convex at θ (negative curvature): train it further or damp.
 
     Reference: arXiv 2308.02585 (PARL; RECALLED), with the inverse by conjugate gradients.
     """

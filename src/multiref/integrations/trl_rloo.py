@@ -225,8 +225,8 @@ def rloo(
 
 
 def _hear_together(others: Sequence[int], functions: list[Any]) -> None:
-    """Makes the rewards at these places refuse, together, a completion of which all of them say None: TRL leaves such a one out,
-    but not where one more reward, this one, has a number for it."""
+    """Makes the rewards at these places refuse, together, a completion of which all say None. TRL leaves it out, but not where
+    one more reward, this one, has a number for it."""
     heard: list[list[bool]] = []
 
     def hear(values: Any) -> Any:
@@ -236,8 +236,8 @@ def _hear_together(others: Sequence[int], functions: list[Any]) -> None:
             heard.clear()
             if any(silent):
                 raise ArgumentError(
-                    f"reward_funcs: all but reference_reward say None of completion {silent.index(True) + 1}. TRL would not leave "
-                    "it out, but train it as a reward of 0 less the penalty; expected a number from at least one."
+                    f"reward_funcs: all but reference_reward say None of completion {silent.index(True) + 1}. TRL would not "
+                    "leave it out, but train it as a reward of 0 less the penalty; expected a number from at least one."
                 )
         return values
 
@@ -245,7 +245,7 @@ def _hear_together(others: Sequence[int], functions: list[Any]) -> None:
         async def later(**batch: Any) -> Any:
             return hear(list(await function(**batch)))
 
-        waits = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))
+        waits = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         made: Any = later if waits else lambda **batch: hear(list(function(**batch)))
         made.heard = True
         return wraps(function)(made)

@@ -290,6 +290,32 @@ def test_a_reference_of_another_vocabulary_is_refused(world, tokenizer):
         frozen_references(world, {"other": LanguageModel(language_model(tokenizer).model, other, "other")})
 
 
+def test_what_is_measured_is_by_plain_passes(tokenizer):
+    """KL to the reference and the penalty are the mean of log π − log π_1 over the rollouts, the true objective is the mean
+    of r − β times that, the reward's error the deviation of r̂ − r within a prompt: here r̂ is 0."""
+    policy, reference = language_model(tokenizer, 1), language_model(tokenizer, 2)
+    hidden = lambda prompts, completions: [float(len(text)) for text in completions]  # noqa: E731
+    oracle = lambda world: RewardOracle(hidden, world.decode)  # noqa: E731
+    setting = TextSetting(max_new_tokens=5, hidden=hidden, held_out=9)
+    task = text_task(policy, {"first": reference}, mr.ReverseKL(), beta=0.2, prompts=PROMPTS, oracle=oracle, setting=setting)
+    state, history = train(task, method_named("iterative"), Plan(labels=[6], steps=1, prompts=3, rollouts=2, reward_steps=1))
+    found, everyone = history.lines[0], torch.arange(3)
+    y = state.start.sample(everyone, 3, torch.Generator().manual_seed(1))
+    ratio = torch.zeros(3, 3)
+    for place in range(9):
+        before = list(state.policy.world.ids[place // 3])
+        ids = [token for token in y.flatten(0, 1)[place].tolist() if token >= 0]
+        for sign, model in ((1, state.start.model), (-1, reference.model)):
+            with torch.no_grad():
+                laws = model(torch.tensor([before + ids])).logits[0, len(before) - 1 :].log_softmax(-1)
+            ratio.view(-1)[place] += sign * sum(laws[at, token] for at, token in enumerate(ids))
+    true = torch.tensor(hidden(*state.policy.world.decode(everyone.repeat_interleave(3), y.flatten(0, 1)))).view(3, 3)
+    assert found["kl/first"] == found["penalty"] == pytest.approx([float(ratio.mean())], abs=1e-4)
+    assert found["hidden reward"] == pytest.approx([float(true.mean())])
+    assert found["true objective"] == pytest.approx([float((true - 0.2 * ratio).mean())], abs=1e-4)
+    assert found["reward error here"] == pytest.approx([float(true.var(-1).mean().sqrt())], rel=1e-5)
+
+
 def test_the_error_of_a_mean_is_that_of_prompts_held_fixed():
     """Prompts of different means and spreads: the estimate agrees with the spread of the mean over 4,000 repetitions,
     between-prompt differences left out."""
