@@ -283,6 +283,10 @@ def test_bad_arguments(folders):
         reference_reward(folders, mr.ForwardKL(WEIGHTS), beta=BETA, policy_reference="base")
     with pytest.raises(ArgumentError, match="policy_reference"):
         reference_reward(folders, mr.ReverseKL(WEIGHTS), beta=BETA, policy_reference="initial")
+    reward = reference_reward(folders, mr.ReverseKL(WEIGHTS), beta=BETA, policy_reference="base")
+    with pytest.raises(ArgumentError, match=r"^images: the policy sees them"):
+        reward(["the cat"] * 2, ["a", "b"], [[5], [6]], images=[["a picture"], None])
+    assert len(reward(["the cat"] * 2, ["a", "b"], [[5], [6]], images=[None, None])) == 2
 
 
 def test_a_release_of_trl_that_is_not_supported_is_named(monkeypatch):

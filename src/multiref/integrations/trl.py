@@ -4,7 +4,7 @@
     trainer = ReferenceColumnsDPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, …), train_dataset=dataset, …)
 
 Columns alone cannot do it (TRL 1.16): with `precompute_ref_log_probs=True` TRL computes the columns again and refuses the
-duplicates, with `False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the one method that computes them.
+duplicates, with `False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the method that computes them.
 TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 

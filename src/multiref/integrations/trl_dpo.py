@@ -1,5 +1,5 @@
-"""The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset, and trains on the very
-token ids that the references scored. Tested with TRL 1.16.0."""
+"""The subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset, and trains on the very token ids
+that the references scored. Tested with TRL 1.16.0."""
 
 import json
 import warnings
@@ -36,6 +36,14 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
                 "Pass args=DPOConfig(precompute_ref_log_probs=True, …)."
             )
         super().__init__(*args, **options)
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """As TRL evaluates; new data after training, too, for which it would ask for a reference model: the columns stand."""
+        kept, self.ref_model = self.ref_model, self.ref_model or self.model
+        try:
+            return dict(super().evaluate(*args, **options))
+        finally:
+            self.ref_model = kept
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         missing = [column for column in (*COLUMNS, *DIGESTS, CONVENTION, ALPHA) if column not in dataset.column_names]

@@ -89,6 +89,10 @@ class ReferenceReward:
         caller = getattr(columns.get("log_metric"), "__self__", None)
         if not self._checked and hasattr(caller, "args") and hasattr(caller, "reward_funcs"):
             self.check(caller)
+        if seen := [name for name in ("image", "images") if any(each for each in columns.get(name) or ())]:
+            raise ArgumentError(
+                f"{seen[0]}: the policy sees them, and references score texts alone: another distribution. Leave them out."
+            )
         if completion_ids is None:
             raise ArgumentError(
                 "completion_ids: TRL passes the token ids of completions to reward functions; found none. Use TRL 1.3 or newer."

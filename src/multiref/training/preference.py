@@ -147,6 +147,7 @@ class PreferenceTrainer(PairTrainer):
         return torch.stack(losses).sum()
 
     def judge(self, model: nn.Module, pairs: PairBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Of each pair [B]: its loss under the weights in use, differentiable; `pair_metrics`; how much it counts."""
         logps, strategy = self._logps(model, pairs), self.strategy
         shares = pairs.shares.to(logps.policy)
         objective = self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))

@@ -59,11 +59,8 @@ class WeightStrategy(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: `made_of`, and `kept` with the names."""
-        attributes = {name: getattr(self, name) for name in self.kept}
-        return {
-            "args": {name: getattr(self, name) for name in self.made_of},
-            "attributes": {"names": list(self.names), **attributes},
-        }
+        made, kept = ({name: getattr(self, name) for name in names} for names in (self.made_of, self.kept))
+        return {"args": made, "attributes": {"names": list(self.names), **kept}}
 
     def succeed(self, predecessor: "WeightStrategy") -> None:
         """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""

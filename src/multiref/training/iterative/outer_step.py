@@ -47,10 +47,7 @@ def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps
 
     centred = units.utility - units.utility.mean(-1, keepdim=True)
     per_completion = centred.repeat_interleave(logps.shape[-1] // centred.shape[-1], -1)
-    units_in_all = centred.shape[-1] * centred.shape[-2]
-    target = pull(
-        per_completion * centred.shape[-1] / (centred.shape[-1] - 1) / units_in_all
-    )  # ∂_θ f = E[u Σ ∇log π] over units
+    target = pull(per_completion / (centred.shape[-1] - 1) / centred.shape[-2])  # ∂_θ f = E[u Σ ∇log π] over units
     solution = conjugate_gradients(lambda v: pull(beta * along(v) / scale) + damping * v, target, steps=steps)[0]
     found = along(solution).detach()
     return (found - found.mean(-1, keepdim=True)) / found.shape[-1]
