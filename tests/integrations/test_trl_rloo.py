@@ -133,7 +133,8 @@ def test_at_another_temperature(folders, tmp_path, monkeypatch):
 def test_a_step_of_training_runs_and_conversations_do_too(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.integrations.test_trl_rloo.WEIGHTS", (0.4, 0.6))
     chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    trainer = build({name: folders[name] for name in ("base", "second")}, tmp_path, prompts=chats, asynchronous=True)
+    aligned = {name: folders[name] for name in ("base", "second")}
+    trainer = build(aligned, tmp_path, prompts=chats, asynchronous=True, reward_processing_classes=[None])
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.train()
     assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())

@@ -216,6 +216,8 @@ def rloo(
     functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if args.reward_weights is not None and len(args.reward_weights) == len(functions):
         args.reward_weights = [*args.reward_weights, 1.0]
+    if (classes := trainer_options.get("reward_processing_classes")) is not None:
+        trainer_options["reward_processing_classes"] = [*(classes if isinstance(classes, list) else [classes]), None]
     trainer = RLOOTrainer(
         model,
         reward_funcs=[*functions, reward],

@@ -188,7 +188,7 @@ class PreferenceTrainer(PairTrainer):
         pairs = data.batch(chosen)
         alike = [k for k in self._starts_as if bool((pairs.ref_lengths[k] == pairs.lengths).all())]  # else tokenised otherwise
         found = check_first(
-            self.model,  # type: ignore[arg-type]
+            self.model,
             lambda: self._logps(model, pairs).policy.flatten(),
             {self.names[k]: (data.identities[k], pairs.references[k].flatten()) for k in alike},
             pairs.lengths.flatten(),

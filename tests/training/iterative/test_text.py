@@ -168,6 +168,19 @@ def test_a_completion_goes_through_the_frozen_model_once_and_prompts_are_told_ap
     assert not torch.allclose(one[0, 0], one[1, 0], atol=1e-2)
 
 
+def test_the_frozen_model_reads_some_completions_at_a_time(world, tokenizer, monkeypatch):
+    """A pass keeps the hidden states of every layer: of a thousand completions at once no memory would hold them."""
+    model, rows = language_model(tokenizer, 1).model, []
+    x = torch.arange(3)
+    y = TextPolicy(world, model).sample(x, 4, torch.Generator().manual_seed(0))
+    whole = TextReward(world, model, (x, y)).features(x, y)
+    monkeypatch.setattr("multiref.training.iterative.text._TOGETHER", 5)
+    model.register_forward_pre_hook(lambda *given: rows.append(len(given[2]["input_ids"])), with_kwargs=True)
+    assert torch.allclose(TextReward(world, model, (x, y)).features(x, y), whole, atol=1e-3)
+    different = torch.cat([x.repeat_interleave(4)[:, None], y.view(12, -1)], 1).unique(dim=0)
+    assert max(rows) <= 5 and sum(rows) == len(different)
+
+
 def made_task(tokenizer, *, lora=LORA, counted=None):
     """Hidden reward: how many words a completion has. Two references."""
 

@@ -34,6 +34,7 @@ from multiref.training.start import check_first, held_elsewhere, identity_of, re
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 _REMEMBERED = 100_000
+_TOGETHER = 64  # completions of one pass that keeps the hidden states of every layer
 
 
 class TextWorld:
@@ -239,9 +240,9 @@ class _Hidden:
         if len(self.seen) > _REMEMBERED:
             self.seen.clear()
         fresh = list({key: place for place, key in enumerate(keys) if key not in self.seen}.values())
-        if fresh:
-            found = self._read(self.world.encoded(prompts[fresh], completions[fresh].unsqueeze(1)))
-            self.seen.update({keys[place]: row for place, row in zip(fresh, found)})
+        for few in (fresh[start : start + _TOGETHER] for start in range(0, len(fresh), _TOGETHER)):
+            found = self._read(self.world.encoded(prompts[few], completions[few].unsqueeze(1)))
+            self.seen.update({keys[place]: row for place, row in zip(few, found)})
         return torch.stack([self.seen[key] for key in keys])
 
     @torch.no_grad()

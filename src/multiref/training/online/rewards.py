@@ -181,8 +181,7 @@ def as_rewards(rewards: Any) -> tuple[Reward, ...]:
             raise ArgumentError(f"rewards: expected functions of prompts and completions, found {reward.function!r}.")
         made.append(replace(reward, name=name or reward.name or getattr(reward.function, "__name__", "reward")))
     names = [reward.name for reward in made]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ArgumentError(f"rewards: two are called {repeated[0]!r}; give them different names as {{name: function}}.")
     return tuple(made)
 
