@@ -89,6 +89,25 @@ def test_settings_for_which_the_columns_are_no_reference_are_refused(rows, score
         train(rule([1.0]), alone, given)
 
 
+def test_new_data_are_evaluated_after_training_by_their_columns(rows, scores, tmp_path):
+    """TRL would ask for a reference model, which nobody has: the same figures as of data that were there from the start."""
+    trl = pytest.importorskip("trl")
+    from multiref.integrations.trl import ReferenceColumnsDPOTrainer
+
+    tokenizer = letter_tokenizer()
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **size))
+    settings = {"precompute_ref_log_probs": True, "report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no"}
+    args = trl.DPOConfig(str(tmp_path), max_steps=1, learning_rate=0.01, disable_tqdm=True, **settings)
+    filled, few = (with_reference_columns(Dataset.from_list(each), scores, mr.ReverseKL(WEIGHTS)) for each in (rows, rows[:5]))
+    trainer = ReferenceColumnsDPOTrainer(model, args=args, train_dataset=filled, eval_dataset=few, processing_class=tokenizer)
+    trainer.train()
+    known, new = trainer.evaluate(), trainer.evaluate(few)
+    assert new["eval_loss"] == pytest.approx(known["eval_loss"]) and trainer.ref_model is None
+    with pytest.raises(ArgumentError, match="has no column 'ref_chosen_logps'"):
+        trainer.evaluate(Dataset.from_list(rows[:5]))
+
+
 @pytest.mark.slow
 def test_same_loss_curve_as_trl(rows, scores, tmp_path):
     """Logistic loss, float32, the same batches in the same order, AdamW: every step's loss equal to 1e-4,

@@ -56,8 +56,8 @@ def build(folders, tmp_path, *, args=None, prompts=PROMPTS, **options):
     data = datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts])
     return rloo(
         options.pop("model", folders["base"]), options.pop("references", folders), mr.ReverseKL(WEIGHTS), beta=BETA,
-            policy_reference="base",
-        reward_funcs=vowels, train_dataset=data, args=settings(tmp_path, **(args or {})), **options,
+        policy_reference="base", reward_funcs=options.pop("reward_funcs", vowels), train_dataset=data,
+        args=settings(tmp_path, **(args or {})), **options,
     )  # fmt: skip
 
 
@@ -133,7 +133,8 @@ def test_at_another_temperature(folders, tmp_path, monkeypatch):
 def test_a_step_of_training_runs_and_conversations_do_too(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.integrations.test_trl_rloo.WEIGHTS", (0.4, 0.6))
     chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    trainer = build({name: folders[name] for name in ("base", "second")}, tmp_path, prompts=chats, asynchronous=True)
+    aligned = {name: folders[name] for name in ("base", "second")}
+    trainer = build(aligned, tmp_path, prompts=chats, asynchronous=True, reward_processing_classes=[None])
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.train()
     assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
@@ -156,6 +157,28 @@ def test_lora_has_its_base_as_reference(folders, tmp_path, monkeypatch):
             model=folders["base"],
             peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
         )
+
+
+@pytest.mark.parametrize("others", [["some"], ["later", "some"], ["some", "all"]])
+def test_a_completion_that_no_reward_applies_to_is_refused(folders, tmp_path, monkeypatch, others):
+    """TRL leaves it out; beside our reward, which has a number for all, it would be trained as a reward of 0."""
+    monkeypatch.setattr("tests.integrations.test_trl_rloo.WEIGHTS", (0.4, 0.6))
+
+    def some(completions, **_):
+        return [None if place % 4 == 1 else 1.0 for place in range(len(completions))]
+
+    async def later(completions, **_):
+        return [None if place % 2 else 1.0 for place in range(len(completions))]
+
+    named = {"some": some, "later": later, "all": vowels}
+    rewards = [named[name] for name in others]
+    trainer = build({name: folders[name] for name in ("base", "second")}, tmp_path, reward_funcs=rewards)
+    trainer.reward_funcs[-1].check(trainer)  # asked again, it does not count them twice
+    if "all" in others:
+        assert advantages(trainer, PROMPTS[:1])["advantages"].isfinite().all()
+    else:
+        with pytest.raises(ArgumentError, match=r"None of completion 2\. TRL would not leave it out"):
+            advantages(trainer, PROMPTS[:1])
 
 
 @pytest.mark.parametrize(
@@ -261,6 +284,10 @@ def test_bad_arguments(folders):
         reference_reward(folders, mr.ForwardKL(WEIGHTS), beta=BETA, policy_reference="base")
     with pytest.raises(ArgumentError, match="policy_reference"):
         reference_reward(folders, mr.ReverseKL(WEIGHTS), beta=BETA, policy_reference="initial")
+    reward = reference_reward(folders, mr.ReverseKL(WEIGHTS), beta=BETA, policy_reference="base")
+    with pytest.raises(ArgumentError, match=r"^images: the policy sees them"):
+        reward(["the cat"] * 2, ["a", "b"], [[5], [6]], images=[["a picture"], None])
+    assert len(reward(["the cat"] * 2, ["a", "b"], [[5], [6]], images=[None, None])) == 2
 
 
 def test_a_release_of_trl_that_is_not_supported_is_named(monkeypatch):

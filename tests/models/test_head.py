@@ -43,6 +43,23 @@ def test_a_confident_label_keeps_its_small_gradient_in_half_precision(budget):
     assert torch.allclose(hidden.grad.double(), expected, rtol=0.02)
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_sums_over_many_entries_or_tokens_do_not_end_where_float16_does(fixed):
+    """Σ_v e^{z_v − top} W_v of 2,047 equal logits is 204,700, and Σ_t (1 − p) h_t of 256 tokens 76,762: both above 65,504.
+    ∂/∂h = W_label − Σ_v p_v W_v = −100 · 2047/2048;   ∂/∂W_label = Σ_t (1 − p) h_t, where all z are equal."""
+    weight = torch.full((2048, 2), 100.0)
+    weight[0], weight[:, 0] = 0.0, 0.0
+    hidden = torch.tensor([[300.0, 0.0]]).repeat(256, 1).requires_grad_()
+    head = weight.clone().requires_grad_(not fixed)
+    with torch.autocast("cpu", dtype=torch.float16):
+        label_logps(hidden, head, None, torch.zeros(256, dtype=torch.long), budget=2**20).sum().backward()
+    assert torch.allclose(hidden.grad, torch.tensor([0.0, -100 * 2047 / 2048]).expand(256, 2), rtol=2e-3)
+    if not fixed:
+        expected = torch.full((2048,), -256 * 300 / 2048)
+        expected[0] = 256 * 300 * 2047 / 2048
+        assert torch.allclose(head.grad[:, 0], expected, rtol=2e-3) and not head.grad[:, 1].any()
+
+
 def test_only_what_needs_a_gradient_gets_one():
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
     label_logps(hidden, weight, None, torch.tensor([0, 1, 2]), budget=100).sum().backward()

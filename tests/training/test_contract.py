@@ -18,7 +18,15 @@ from multiref.errors import ArgumentError, DataError, ModelError, MultirefWarnin
 from multiref.models import LanguageModel, Tokenisation, completion_logps, encode
 from multiref.references.scores import SequenceScores, content_keys
 from multiref.runs.objectives import WeightingSetting, weigh
-from multiref.training import LengthNormalised, MultiDPO, Preference, PreferenceData, PreferenceTrainer, ThompsonSampling
+from multiref.training import (
+    LengthNormalised,
+    MultiDPO,
+    Preference,
+    PreferenceData,
+    PreferenceTrainer,
+    SlidingWindow,
+    ThompsonSampling,
+)
 from tests.training.letters import letter_tokenizer
 from tests.training.world import arguments
 
@@ -232,6 +240,27 @@ def test_counts_weigh_pairs(policy, tokenizer, pairs, scores, tmp_path):
         for data in (once, counted)
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+    for bad in ([2, 1, 1], [2, 1, 1, -1], [0, 0, 0, 0]):
+        with pytest.raises(ArgumentError, match="counts: expected 4 finite numbers"):
+            PreferenceData(pairs[:4], scores, tokenizer, counts=bad)
+
+
+def test_what_counts_nothing_is_not_looked_at(policy, tokenizer, pairs, scores, tmp_path):
+    """Be it infinite: a reference's veto on a pair of count 0 leaves every figure of training, of an evaluation and of what
+    decides the weights as without that pair. Averages were NaN."""
+    logps = scores.logps.clone()
+    logps[1, torch.from_numpy(scores.columns([pairs[3].prompt], [pairs[3].rejected]))] = -torch.inf
+    vetoed = replace(scores, logps=logps)
+    data = [PreferenceData(pairs[:3], scores, tokenizer), PreferenceData(pairs[:4], vetoed, tokenizer, counts=[1, 1, 1, 0])]
+    options = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential", "max_steps": 2}
+    for strategy in (lambda _: None, lambda _: SlidingWindow(), lambda each: ThompsonSampling(each, hold=1)):
+        (plain, one), (beside, two) = (
+            train(policy, tokenizer, each, None, tmp_path, strategy=strategy(each), **options) for each in data
+        )
+        assert len(plain) == 2 and plain[0].keys() == beside[0].keys()
+        for line, other in zip([*plain, one.evaluate(data[0])], [*beside, two.evaluate(data[1])]):
+            names = [name for name in line if "/" in name or name.endswith("loss")]
+            assert [other[name] for name in names] == pytest.approx([line[name] for name in names], rel=1e-5)
 
 
 def test_a_step_whose_pairs_count_nothing_moves_nothing(policy, tokenizer, pairs, scores, tmp_path):
@@ -278,6 +307,7 @@ def test_counts_weigh_pairs_of_an_evaluation_and_of_an_arms_judge(policy, tokeni
         ({"tokenisation": Tokenisation(max_length=16)}, ArgumentError, "cut differently"),
         ({"sampling": "group_by_length"}, ArgumentError, "sorted by length"),
         ({"endless": True}, ModelError, "end token"),
+        ({"drop_last": True}, ArgumentError, "drop_last leaves nothing of 23 pairs at 24"),
     ],
 )
 def test_what_cannot_work_is_refused_at_construction(options, error, words, policy, tokenizer, pairs, scores, tmp_path):
@@ -295,7 +325,12 @@ def test_what_cannot_work_is_refused_at_construction(options, error, words, poli
         PreferenceTrainer(
             model,
             regularizer=mr.ReverseKL(weights),
-            args=arguments(tmp_path, train_sampling_strategy=options.pop("sampling", "random")),
+            args=arguments(
+                tmp_path,
+                train_sampling_strategy=options.pop("sampling", "random"),
+                dataloader_drop_last=options.pop("drop_last", False),
+                per_device_train_batch_size=24,
+            ),
             train_dataset=data,
             scores=scores,
             processing_class=tokenizer,

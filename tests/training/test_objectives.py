@@ -87,6 +87,7 @@ def test_the_trust_region_clips_around_the_anchor_by_hand():
     clipped = clipped_references(references, 0.1, anchor=1)
     expected = torch.tensor([[[-10 * (1 + 0.1 * 25 / 46), -30 * (1 - 0.1 * 21 / 46)]], [[-10.0, -30.0]]], dtype=torch.float64)
     torch.testing.assert_close(clipped, expected)
+    torch.testing.assert_close(clipped_references(references.flip(0), 0.1, anchor=0), expected.flip(0))
 
 
 def test_adaptive_weights_come_from_the_raw_references_before_any_clip():
@@ -198,3 +199,13 @@ def test_the_weight_in_use_is_that_of_each_pair_and_clipped_ratios_are_counted_u
     share = pair_metrics(LengthNormalised(inner), pairs, ("a", "b", "c"))["log_ratio_clipped"]
     expected = (inner.log_ratios(normalised).abs() > inner.log_ratio_limit).double().mean(-1)
     assert torch.equal(share, expected) and 0 < float(share.mean()) < 1
+
+
+def test_ratios_of_an_f_divergence_are_clipped_where_its_slope_is_out_of_range():
+    """Jeffreys: t f''(t) = 1 + e^{−ℓ} in ℓ = log t, 2 at 0; a factor of 1 + R/β = 3 is left below ℓ = −log 5 and never above.
+    Ratios −1 and 50 to a, −2 and 0 to b: only −2 is beyond, if b is there."""
+    references = torch.tensor([[[-2.0, -53.0]], [[-1.0, -3.0]]], dtype=torch.float64)
+    pairs = PairLogps(torch.full((1, 2), -3.0, dtype=torch.float64), references, torch.ones(1, 2), torch.ones(2, 1, 2))
+    for weights, expected in (((0.5, 0.5), [[True, False]]), ((1.0, 0.0), [[False, False]])):
+        objective = Preference(mr.FDivergence.jeffreys(weights), 10.0, reward_range=20.0)
+        assert objective.clipped(pairs).tolist() == expected

@@ -59,3 +59,15 @@ def test_what_is_no_state_is_refused(tmp_path):
         read_plain(tmp_path / "other")
     with pytest.raises(OSError):
         read_plain(tmp_path / "absent")
+
+
+def test_the_last_checkpoints_stay_and_those_that_are_spared(tmp_path):
+    """Of steps 1, 2, 3, 10: the number counts, not the letters; 0 and None keep all."""
+    from multiref.training.sums import remove_old
+
+    folders = {step: tmp_path / f"checkpoint-{step}" for step in (1, 2, 3, 10)}
+    for keep, spared, left in ((0, (), {1, 2, 3, 10}), (4, (), {1, 2, 3, 10}), (3, (), {2, 3, 10}), (1, (2,), {2, 10})):
+        for folder in folders.values():
+            folder.mkdir(exist_ok=True)
+        remove_old(tmp_path, keep, spared=[folders[step] for step in spared])
+        assert {step for step, folder in folders.items() if folder.exists()} == left

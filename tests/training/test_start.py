@@ -124,13 +124,13 @@ def test_rounding_is_judged_by_dtype_and_length(dtype, length):
         == torch.finfo(dtype).eps
         == rounding_unit(model, {"dtype": "float32"}, {"bfloat16": "bf16"}.get(str(dtype)[6:], "fp16"))
     )
-    found = check_start(half, {"a": exact}, lengths, unit=unit)["a"]
+    found = check_start("a", half, exact, lengths, unit=unit)
     assert found > 0
     allowed = 16 * unit * min(1.0, float((exact.abs() / lengths).max().clamp_min(4)) / (2 * length**0.5))
     with pytest.raises(ModelError, match="reference 'a', but before the first step"):
-        check_start(exact + 1.05 * allowed * lengths, {"a": exact}, lengths, unit=unit)
+        check_start("a", exact + 1.05 * allowed * lengths, exact, lengths, unit=unit)
     with pytest.raises(ModelError, match="reference 'a'"):  # in float32 no more than 1e-4
-        check_start(exact + 2e-4 * lengths, {"a": exact}, lengths, unit=torch.finfo(torch.float32).eps)
+        check_start("a", exact + 2e-4 * lengths, exact, lengths, unit=torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.filterwarnings("ignore:references. the checkpoint was written under:multiref.errors.MultirefWarning")

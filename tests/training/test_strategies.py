@@ -52,6 +52,10 @@ def test_a_window_forgets_and_fillers_do_not_count():
     step(strategy, (ONE, [1, 1]))
     step(strategy, (TWO, [1, 0]))  # of TWO only the first pair: a 3, b 1
     assert strategy.weights(ONE).tolist() == pytest.approx([3 / 4, 1 / 4])
+    strategy = SlidingWindow(window=1, statistic="accuracy")
+    strategy.start(("a", "b"))
+    step(strategy, (logps([[1.0], [-1.0]], [[1], [1]]), [1]))  # b is right about nothing
+    assert strategy.weights(ONE).tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("kind", ["window", "thompson"])

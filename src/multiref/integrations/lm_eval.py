@@ -234,8 +234,7 @@ class OptimumLM(_Harness):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log P_0(y) + r(y)/β, False): choices of one context compare; nothing else does."""
-        unseen = {each.task_name for each in requests} - self._looked_at
-        if unseen:
+        if unseen := {each.task_name for each in requests} - self._looked_at:
             raise ArgumentError(
                 f"{sorted(map(str, unseen))}: the optimum must see a task's metrics first, for acc alone can be told. Call "
                 "multiref.integrations.lm_eval.evaluate(lm, tasks, …) instead of simple_evaluate."

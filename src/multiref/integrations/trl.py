@@ -4,7 +4,7 @@
     trainer = ReferenceColumnsDPOTrainer(model, args=DPOConfig(precompute_ref_log_probs=True, …), train_dataset=dataset, …)
 
 Columns alone cannot do it (TRL 1.16): with `precompute_ref_log_probs=True` TRL computes the columns again and refuses the
-duplicates, with `False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the one method that computes them.
+duplicates, with `False` it ignores them silently. `ReferenceColumnsDPOTrainer` overrides the method that computes them.
 TRL reports the construction of a trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
@@ -49,8 +49,7 @@ def with_reference_columns(dataset: Any, scores: SequenceScores, regularizer: An
     Raises: ArgumentError where the columns are there already, and for texts that a reference cut; StoreError, DataError as
     elsewhere.
     """
-    there = [name for name in COLUMNS if name in (dataset.column_names or ())]
-    if there:
+    if there := [name for name in COLUMNS if name in (dataset.column_names or ())]:
         raise ArgumentError(f"The dataset already has a column {there[0]!r}; remove it first (dataset.remove_columns).")
     known = {json.dumps(convention, sort_keys=True) for convention in scores.conventions if convention}
     if len(known) > 1:

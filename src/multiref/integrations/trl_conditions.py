@@ -187,9 +187,8 @@ def check_reference(trainer: Any, scorer: Any, policy_reference: str) -> None:
         where = getattr(trainer.model.config, "_name_or_path", "") or "nowhere"
         raise ArgumentError(
             f"policy_reference: TRL reloaded its reference from {where!r} (the policy's _name_or_path), and its weight {wrong} "
-            "is not "
-            f"that of {policy_reference!r}. Save the intended reference as a folder, load the policy from there, and name that "
-            f"folder as {policy_reference!r}."
+            f"is not that of {policy_reference!r}. Save the intended reference as a folder, load the policy from there, and "
+            f"name that folder as {policy_reference!r}."
         )
 
 

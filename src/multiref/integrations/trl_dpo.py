@@ -1,5 +1,5 @@
-"""The one-method subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset, and trains on the very
-token ids that the references scored. Tested with TRL 1.16.0."""
+"""The subclass of TRL's `DPOTrainer` that takes reference log-probabilities from the dataset, and trains on the very token ids
+that the references scored. Tested with TRL 1.16.0."""
 
 import json
 import warnings
@@ -37,9 +37,17 @@ class ReferenceColumnsDPOTrainer(DPOTrainer):
             )
         super().__init__(*args, **options)
 
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """As TRL evaluates; new data after training, too, for which it would ask for a reference model: the columns stand."""
+        model: Any = self.model
+        kept, self.ref_model = self.ref_model, self.ref_model or model
+        try:
+            return dict(super().evaluate(*args, **options))
+        finally:
+            self.ref_model = kept
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        missing = [column for column in (*COLUMNS, *DIGESTS, CONVENTION, ALPHA) if column not in dataset.column_names]
-        if missing:
+        if missing := [column for column in (*COLUMNS, *DIGESTS, CONVENTION, ALPHA) if column not in dataset.column_names]:
             raise ArgumentError(f"The {name} dataset has no column {missing[0]!r}; fill it with with_reference_columns first.")
         _check_objective(self.args, dataset[0][ALPHA], len(dataset[0][DIGESTS[0]]))
         pairs = pairs_of(dataset, f"{name} row")

@@ -11,13 +11,15 @@ trainer over the network unless HF_HUB_DISABLE_TELEMETRY=1 is set.
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiref.decoding.request import flat_weights
 from multiref.errors import ArgumentError
@@ -73,6 +75,7 @@ class ReferenceReward:
                 )
         self.ends |= set(getattr(trainer, "eos_token_ids", ()))
         self.options = dict(getattr(trainer, "chat_template_kwargs", None) or {})
+        _hear_together([place for place, each in enumerate(functions) if getattr(each, "reward", each) is not self], functions)
         check_generation(getattr(trainer, "model", None))
         if self.policy is None:
             check_reference(trainer, self.scorer, self.policy_reference)
@@ -86,6 +89,10 @@ class ReferenceReward:
         caller = getattr(columns.get("log_metric"), "__self__", None)
         if not self._checked and hasattr(caller, "args") and hasattr(caller, "reward_funcs"):
             self.check(caller)
+        if seen := [name for name in ("image", "images") if any(each for each in columns.get(name) or ())]:
+            raise ArgumentError(
+                f"{seen[0]}: the policy sees them, and references score texts alone: another distribution. Leave them out."
+            )
         if completion_ids is None:
             raise ArgumentError(
                 "completion_ids: TRL passes the token ids of completions to reward functions; found none. Use TRL 1.3 or newer."
@@ -208,6 +215,8 @@ def rloo(
     functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if args.reward_weights is not None and len(args.reward_weights) == len(functions):
         args.reward_weights = [*args.reward_weights, 1.0]
+    if (classes := trainer_options.get("reward_processing_classes")) is not None:
+        trainer_options["reward_processing_classes"] = [*(classes if isinstance(classes, list) else [classes]), None]
     trainer = RLOOTrainer(
         model,
         reward_funcs=[*functions, reward],
@@ -218,6 +227,37 @@ def rloo(
     )
     getattr(reward, "reward", reward).check(trainer)
     return trainer
+
+
+def _hear_together(others: Sequence[int], functions: list[Any]) -> None:
+    """Makes the rewards at these places refuse, together, a completion of which all say None. TRL leaves it out, but not where
+    one more reward, this one, has a number for it."""
+    heard: list[list[bool]] = []
+
+    def hear(values: Any) -> Any:
+        heard.append([value is None for value in values])
+        if len(heard) == len(others):
+            silent = [all(row) for row in zip(*heard)]
+            heard.clear()
+            if any(silent):
+                raise ArgumentError(
+                    f"reward_funcs: all but reference_reward say None of completion {silent.index(True) + 1}. TRL would not "
+                    "leave it out, but train it as a reward of 0 less the penalty; expected a number from at least one."
+                )
+        return values
+
+    def hearing(function: Any) -> Any:
+        async def later(**batch: Any) -> Any:
+            return hear(list(await function(**batch)))
+
+        waits = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+        made: Any = later if waits else lambda **batch: hear(list(function(**batch)))
+        made.heard = True
+        return wraps(function)(made)
+
+    if not any(isinstance(functions[place], nn.Module) or hasattr(functions[place], "heard") for place in others):
+        for place in others:
+            functions[place] = hearing(functions[place])
 
 
 def _in_a_thread(reward: ReferenceReward) -> Callable[..., Any]:

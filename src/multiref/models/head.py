@@ -40,19 +40,28 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dty
     weight = weight.T.to(hidden.dtype)
     if hidden.dtype == wide:
         logits = torch.mm(hidden, weight, out=room[: len(hidden) * weight.shape[1]].view(len(hidden), -1))
-    elif hidden.device.type == "cuda":
-        logits = torch.mm(hidden, weight, out_dtype=wide)  # not rounded to half precision on the way
     else:
-        logits = (hidden @ weight).to(wide)
+        logits = _product(hidden, weight, wide)
     return logits if bias is None else logits.add_(bias.to(wide))
 
 
+def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """left @ right in `wide`, of factors in the dtype of `right`; no sum is rounded to float16, which ends at 65,504."""
+    left = left.to(right.dtype)
+    if right.device.type == "cuda" and right.dtype != wide:
+        return torch.mm(left, right, out_dtype=wide)
+    if right.dtype != torch.float16:
+        return (left @ right).to(wide)
+    room = left.new_empty(len(left), right.shape[1], dtype=wide)
+    return torch.mm(left.to(wide), right.to(wide), out=room)  # in this form autocast leaves it alone
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, the product in the dtype of `right`."""
+    """total += left @ right, as `_product`."""
     if left.dtype == right.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total += left.to(right.dtype) @ right
+        total += _product(left, right, total.dtype)
 
 
 class _LabelLogps(torch.autograd.Function):

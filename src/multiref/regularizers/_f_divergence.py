@@ -26,8 +26,7 @@ class FDivergence(Regularizer):
         at_infinity: f'(∞): +inf is a veto by each reference's zero; a number is the price, times β, of mass outside all of
             them, a corner as for α < 1.
 
-    Raises:
-        ArgumentError: a function that falls, is NaN, or has other limits.
+    Raises: ArgumentError for a function that falls, is NaN, or has other limits.
 
     >>> FDivergence.jensen_shannon([0.5, 0.5]).at_infinity
     0.34657359027997264
@@ -42,10 +41,9 @@ class FDivergence(Regularizer):
     def __init__(
         self, f_prime: Callable[[Tensor], Tensor], at_zero: float, at_infinity: float, weights: Weights = None
     ) -> None:
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "f_prime", f_prime)
-        object.__setattr__(self, "at_zero", float(at_zero))
-        object.__setattr__(self, "at_infinity", float(at_infinity))
+        limits = {"at_zero": float(at_zero), "at_infinity": float(at_infinity)}
+        for name, value in {"weights": weights, "f_prime": f_prime, **limits}.items():
+            object.__setattr__(self, name, value)
         self.__post_init__()
         self.slope.check()
 

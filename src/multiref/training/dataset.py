@@ -143,11 +143,10 @@ class PreferenceData(PairData):
     """P pairs, encoded and joined with their scores. Build it once and hand it to several trainers: it depends on no objective.
 
     Args:
-        pairs: `Pair`s or rows in TRL's preference format.
+        pairs, counts: as of `PairData`.
         scores: `SequenceScores` that cover them, joined by content key; the order of `scores.names` is the order of K.
         tokenizer: the policy's.
         tokenisation: what the scores were made with.
-        counts: as of `PairData`.
         too_long: pairs that the policy or a reference cuts, and not all to the very same tokens, are an error ("refuse"), or
             left out with one warning that says how many ("drop"; `dropped` counts them).
 
@@ -192,6 +191,7 @@ class PreferenceData(PairData):
         self.counts, self.columns = self.counts[at], self.columns[at]
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs at `indices` with their scores; a negative one, −1 − i, is pair i that fills without counting."""
         at, shares = self.places(indices)
         encoded = tuple(self.encoded[i] for i in at.tolist())
         columns = self.columns[at]

@@ -97,9 +97,7 @@ def check_trainable(model: nn.Module, optimizers: tuple[Any, Any] = (None, None)
         )
     for name, config in (getattr(model, "peft_config", None) or {}).items():
         if config.peft_type == "ADALORA":
-            said = (
-                f"adapter {name!r}: AdaLoRA's rank stays init_r = {config.init_r}; nothing here moves it to target_r. Use LoRA."
-            )
+            said = f"adapter {name!r}: AdaLoRA's rank stays init_r = {config.init_r}; nothing moves it to target_r. Use LoRA."
             warnings.warn(said, MultirefWarning, stacklevel=3)
         if str(begins := getattr(config, "init_lora_weights", None)).startswith("pissa_niter"):
             raise ArgumentError(

@@ -49,6 +49,11 @@ def pair_metrics(objective: Objective, pairs: PairLogps, names: Sequence[str]) -
     return {name: value.detach() for name, value in values.items()}
 
 
+def counted(values: Tensor, shares: Tensor) -> Tensor:
+    """[*, B], [B] → [*]: their sum, each as it counts; what counts nothing is not looked at, be it infinite."""
+    return torch.where(shares > 0, values * shares, 0.0).sum(-1)
+
+
 class Averages:
     """Running averages over pairs, kept on the device and read when logged."""
 
@@ -58,7 +63,7 @@ class Averages:
     def add(self, values: dict[str, Tensor], shares: Tensor) -> None:
         """Values [B] of each name, and how much each pair counts, [B]."""
         for name, value in {"": torch.ones_like(shares), **values}.items():  # first how many pairs they are
-            self._sums[name] = self._sums.get(name, 0) + (value * shares).sum()
+            self._sums[name] = self._sums.get(name, 0) + counted(value, shares)
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The averages so far, over all ranks (`reduce` sums a tensor over them), and start again."""

@@ -28,7 +28,7 @@ from multiref.training.checks import check_same, stated
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
 from multiref.training.lost_updates import LostUpdates, all_finite, diverged
-from multiref.training.metrics import Averages
+from multiref.training.metrics import Averages, counted
 from multiref.training.start import held_elsewhere
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
 
@@ -79,6 +79,7 @@ class PairTrainer(Trainer):
             super().__init__(model=model, args=args, train_dataset=train, eval_dataset=held_out, **options)
         except (ValueError, ImportError) as error:  # what it asks of its arguments: packages, processes, a quantised model
             raise ArgumentError(f"args: {error}") from error
+        self._batches()  # refuses what leaves no step, before anything is scored or trained
         self._sums = SumCheckpoints()
         self.add_callback(_Watch(self))
         self.add_callback(self._sums)  # behind what writes into checkpoints
@@ -229,8 +230,7 @@ class PairTrainer(Trainer):
     def _averaged(self, prediction: EvalPrediction) -> dict[str, float]:
         """The means over the pairs of an evaluation, each as it counts."""
         table, shares = (torch.as_tensor(x, dtype=torch.float64) for x in (prediction.predictions, prediction.label_ids))
-        counted = torch.where(shares[:, None] > 0, table * shares[:, None], 0.0)
-        means = dict(zip(self._measured, (counted.sum(0) / shares.sum()).tolist(), strict=True))
+        means = dict(zip(self._measured, (counted(table.T, shares) / shares.sum()).tolist(), strict=True))
         return means | self.conclude(means, dict(zip(self._measured, table.unbind(-1))), shares)
 
     def conclude(self, means: dict[str, float], pairs: dict[str, Tensor], shares: Tensor) -> dict[str, float]:
@@ -306,8 +306,8 @@ class PairTrainer(Trainer):
         Gradients are averaged over ranks, hence the number of ranks."""
         count = shares.sum() if pairs_of_step is None else pairs_of_step
         ranks = 1 if pairs_of_step is None else self.accelerator.num_processes
-        counted = torch.where(shares > 0, losses * shares, 0.0).sum()
-        return (counted / count.clamp_min(torch.finfo(count.dtype).tiny) * ranks).float()  # 0 of a step whose pairs count 0
+        count = count.clamp_min(torch.finfo(count.dtype).tiny)  # 0 of a step whose pairs count 0
+        return (counted(losses, shares) / count * ranks).float()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers saves it, without the pickle of the arguments that it adds and nothing of ours reads; an adapter's

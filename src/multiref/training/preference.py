@@ -147,6 +147,7 @@ class PreferenceTrainer(PairTrainer):
         return torch.stack(losses).sum()
 
     def judge(self, model: nn.Module, pairs: PairBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Of each pair [B]: its loss under the weights in use, differentiable; `pair_metrics`; how much it counts."""
         logps, strategy = self._logps(model, pairs), self.strategy
         shares = pairs.shares.to(logps.policy)
         objective = self.objective if strategy is None else self.objective.reweighted(strategy.weights(logps))
@@ -187,7 +188,7 @@ class PreferenceTrainer(PairTrainer):
         pairs = data.batch(chosen)
         alike = [k for k in self._starts_as if bool((pairs.ref_lengths[k] == pairs.lengths).all())]  # else tokenised otherwise
         found = check_first(
-            self.model,  # type: ignore[arg-type]
+            self.model,
             lambda: self._logps(model, pairs).policy.flatten(),
             {self.names[k]: (data.identities[k], pairs.references[k].flatten()) for k in alike},
             pairs.lengths.flatten(),

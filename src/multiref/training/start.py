@@ -72,30 +72,27 @@ def check_ids(data: "PreferenceData", tokenizer: Any, starts_as: Sequence[int]) 
 
 
 def check_start(
-    policy: Tensor, references: Mapping[str, Tensor], lengths: Tensor, *, unit: float, rows: Sequence[str] = ()
-) -> dict[str, float]:
-    """{reference: the largest |log π − log π_k| a token}. ModelError where that is more than rounding (`beyond_rounding`).
+    name: str, policy: Tensor, reference: Tensor, lengths: Tensor, *, unit: float, rows: Sequence[str] = ()
+) -> float:
+    """The largest |log π − log π_k| a token. ModelError where that is more than rounding (`beyond_rounding`).
 
     Args:
-        policy, references: [N] of whole completions; lengths: [N] tokens. unit: of `rounding_unit`. rows: [N] their names.
+        policy, reference: [N] of whole completions; lengths: [N] tokens. unit: of `rounding_unit`. rows: [N] their names.
     """
-    found = {}
-    for name, reference in references.items():
-        each, at = beyond_rounding(policy, reference, lengths, unit)
-        found[name] = float(each.max())
-        if at is not None:
-            where = f" in {rows[at]}" if rows else ""
-            raise ModelError(
-                f"The policy has the weights of reference {name!r}, but before the first step its log-probabilities differ by "
-                f"{float(each[at]):.2g} a token{where}; expected 0 up to rounding. Score again with this tokenisation, "
-                "and look for what differs between the two: adapters, dtype, attention, a store of older scores."
-            )
-        _log.info("The policy starts as reference %r: log-ratio 0, at most %.1g a token.", name, found[name])
-    return found
+    each, at = beyond_rounding(policy, reference, lengths, unit)
+    if at is not None:
+        where = f" in {rows[at]}" if rows else ""
+        raise ModelError(
+            f"The policy has the weights of reference {name!r}, but before the first step its log-probabilities differ by "
+            f"{float(each[at]):.2g} a token{where}; expected 0 up to rounding. Score again with this tokenisation, "
+            "and look for what differs between the two: adapters, dtype, attention, a store of older scores."
+        )
+    _log.info("The policy starts as reference %r: log-ratio 0, at most %.1g a token.", name, float(each.max()))
+    return float(each.max())
 
 
 def check_first(
-    model: nn.Module,
+    model: Any,
     score: Callable[[], Tensor],
     references: Mapping[str, tuple[Mapping[str, Any], Tensor]],
     lengths: Tensor,
@@ -106,17 +103,15 @@ def check_first(
     """`check_start` before the first step, each reference by the formats in which the two are computed; nothing of a policy
     whose adapters were trained before. score: log π of some completions [N], asked again with the adapters off. references:
     name → (identity, log π_k of the same completions [N]), of those that `starts_as` found."""
-    bare: Any = model
     own = score() if references else torch.zeros(0)
-    if references and hasattr(bare, "disable_adapter"):
-        with bare.disable_adapter():
+    if references and hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
             if not torch.equal(own, score()):
                 return {}
-    found: dict[str, float] = {}
-    for name, (identity, logps) in references.items():
-        unit = rounding_unit(model, identity, autocast)
-        found |= check_start(own, {name: logps}, lengths, unit=unit, rows=rows)
-    return found
+    return {
+        name: check_start(name, own, logps, lengths, unit=rounding_unit(model, identity, autocast), rows=rows)
+        for name, (identity, logps) in references.items()
+    }
 
 
 def refuse_the_policy(trained: Iterable[Tensor], references: Mapping[str, nn.Module | None]) -> None:

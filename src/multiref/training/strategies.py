@@ -19,6 +19,7 @@ from multiref.errors import ArgumentError
 from multiref.models.architecture import evaluating
 from multiref.training.checks import check_choice, check_whole
 from multiref.training.dataset import PreferenceData
+from multiref.training.metrics import counted
 from multiref.training.objectives import Objective, PairLogps
 
 
@@ -58,11 +59,8 @@ class WeightStrategy(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: `made_of`, and `kept` with the names."""
-        attributes = {name: getattr(self, name) for name in self.kept}
-        return {
-            "args": {name: getattr(self, name) for name in self.made_of},
-            "attributes": {"names": list(self.names), **attributes},
-        }
+        made, kept = ({name: getattr(self, name) for name in names} for names in (self.made_of, self.kept))
+        return {"args": made, "attributes": {"names": list(self.names), **kept}}
 
     def succeed(self, predecessor: "WeightStrategy") -> None:
         """Take over, after a restart, what no checkpoint holds (data, for instance) from the strategy given to the trainer."""
@@ -103,7 +101,7 @@ class SlidingWindow(WeightStrategy):
         per_token = pairs.references / pairs.ref_lengths
         delta = per_token[..., 0] - per_token[..., 1]
         judged = delta.abs() if self.statistic == "discrimination" else (torch.sign(delta) + 1) / 2
-        seen = [*(judged * shares).sum(1).tolist(), float(shares.sum())]
+        seen = [*counted(judged, shares).tolist(), float(shares.sum())]
         self._open = [a + b for a, b in zip(self._open, seen)] if self._open else seen
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -187,7 +185,7 @@ class ThompsonSampling(WeightStrategy):
         batch = self._validation.batch(range(min(self.pairs, len(self._validation))))
         with evaluating(model):
             logps = batch.logps(model)
-        return float((self._objective.losses(logps) * batch.shares.to(logps.policy)).sum() / batch.shares.sum())
+        return float(counted(self._objective.losses(logps), batch.shares.to(logps.policy)) / batch.shares.sum())
 
     def succeed(self, predecessor: WeightStrategy) -> None:
         if isinstance(predecessor, ThompsonSampling):

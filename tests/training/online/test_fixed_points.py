@@ -7,6 +7,7 @@ import torch
 import multiref as mr
 from multiref.training import online
 from multiref.training.online.backward_induction import conditionals, path_tokens, sequence_logps
+from multiref.training.online.penalties import NoPenalty
 from multiref_lab.toys import expected_surrogate
 from tests.training.online.language import design_world, small_world, standardised_fixed_point
 
@@ -123,6 +124,16 @@ def test_dividing_by_the_deviation_can_leave_no_fixed_point_but_the_greedy_polic
         optimizer.step()
     logps = sequence_logps([level.detach().log_softmax(-1) for level in logits])
     assert float(logps.max().exp()) > 0.99
+
+
+def test_without_a_penalty_all_mass_is_on_the_best_completions():
+    """Two prompts of four completions 00, 01, 10, 11: of the first 01 and 10 are best, of the second 00 alone; behind a prefix
+    that it never takes a policy is uniform."""
+    reward = torch.tensor([[1.0, 2.0, 2.0, 0.0], [3.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    refs = [torch.zeros(1, 2, 1, 2), torch.zeros(1, 2, 2, 2)]
+    first, second = NoPenalty().fixed_point(reward, refs, UNIFORM, beta=0.5)
+    assert first.exp().tolist() == [[[0.5, 0.5]], [[1.0, 0.0]]]
+    assert second.exp().tolist() == [[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.5, 0.5]]]
 
 
 def test_the_tree_walks_both_ways():

@@ -32,6 +32,7 @@ from multiref.training.online import (
     levels_of,
     sequence_logps,
 )
+from multiref.training.online.rule import normalised
 from tests.training.online.language import standardised_fixed_point
 from tests.training.online.tables import (
     as_reference,
@@ -420,6 +421,18 @@ def test_passes_change_no_step(normalisation):
         ).train()  # fmt: skip
         tables.append(policy.table.detach().clone())
     assert torch.allclose(*tables, rtol=1e-6) and not torch.equal(tables[0], random_table(1).table)
+
+
+def test_sums_over_tokens_are_averaged_as_their_name_says():
+    """6 over one token and 4 over three, at most 5: their mean over completions is 10/2, (6 + 4/3)/2, 10/5/2, or over tokens
+    10/4; where the batch has 8 tokens in 4 completions, ¼ (6 + 4) · 4/8 of it."""
+    total, own = torch.tensor([6.0, 4.0]), torch.tensor([1, 3])
+    expected = {"sum": 5.0, "completion_mean": 11 / 3, "dr_grpo": 1.0, "token_mean": 2.5}
+    for name, mean in expected.items():
+        method = GRPO(group=2, normalisation=name)
+        assert float(normalised(total, own, method, longest=5).mean()) == pytest.approx(mean)
+    among = normalised(total, own, GRPO(group=2, normalisation="token_mean"), longest=5, lengths=torch.tensor([1, 3, 2, 2]))
+    assert among.tolist() == [3.0, 2.0]
 
 
 def test_tokens_are_averaged_over_the_completions_of_all_processes(monkeypatch):

@@ -76,9 +76,7 @@ class Nash:
 
     def prepare(self, task: Task) -> Task:
         """The task with a pairwise reward on the features of its own.
-
-        Raises:
-            ArgumentError: a task without a reward that is linear in features.
+        ArgumentError for a task without a reward that is linear in features.
         """
         if isinstance(task.reward_model, PairwiseRewardModel):
             return task

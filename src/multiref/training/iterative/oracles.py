@@ -34,9 +34,8 @@ class FunctionOracle:
     Args:
         decode: (prompt numbers, completions) → prompt texts, completion texts.
 
-    Raises, when asked:
-        DataError: an answer that is no number in [0, 1], NaN, or too few of them, naming the pair.
-        LabelsLate: the function raised TimeoutError.
+    Raises, when asked: DataError for an answer that is no number in [0, 1], naming the pair, or too few of them; LabelsLate
+    where the function raised TimeoutError.
     """
 
     def __init__(

@@ -23,8 +23,7 @@ def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps
     F = E[∇log π ∇log πᵀ] on the units' completions stands for the lower level's Hessian, which β F is at a Gibbs optimum
     (approximation elsewhere). Seeds share one conjugate-gradient run: their parameters are blocks of one system.
 
-    Raises:
-        ArgumentError: a policy that can be differentiated once only.
+    Raises: ArgumentError for a policy that can be differentiated once only.
     """
     if getattr(policy, "once_differentiable", False):
         raise ArgumentError(
@@ -48,10 +47,7 @@ def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps
 
     centred = units.utility - units.utility.mean(-1, keepdim=True)
     per_completion = centred.repeat_interleave(logps.shape[-1] // centred.shape[-1], -1)
-    units_in_all = centred.shape[-1] * centred.shape[-2]
-    target = pull(
-        per_completion * centred.shape[-1] / (centred.shape[-1] - 1) / units_in_all
-    )  # ∂_θ f = E[u Σ ∇log π] over units
+    target = pull(per_completion / (centred.shape[-1] - 1) / centred.shape[-2])  # ∂_θ f = E[u Σ ∇log π] over units
     solution = conjugate_gradients(lambda v: pull(beta * along(v) / scale) + damping * v, target, steps=steps)[0]
     found = along(solution).detach()
     return (found - found.mean(-1, keepdim=True)) / found.shape[-1]
@@ -113,8 +109,7 @@ def newton_step(state: State, units: LabelledUnits, gradient: list[Tensor], *, r
     With "stop_gradient" it is the recursive form of maximum likelihood on all labels so far, so that what early,
     spread-out pairs said is kept: a plain step along on-policy pairs forgets it. A is the labels' Fisher information.
 
-    Raises:
-        ArgumentError: a reward model that is not linear in its one parameter (it has no `jacobian`).
+    Raises: ArgumentError for a reward model that is not linear in its one parameter (it has no `jacobian`).
     """
     reward, _ = state.learner()
     jacobian = getattr(reward, "jacobian", None)

@@ -34,6 +34,7 @@ from multiref.training.start import check_first, held_elsewhere, identity_of, re
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 _REMEMBERED = 100_000
+_TOGETHER = 64  # completions of one pass that keeps the hidden states of every layer
 
 
 class TextWorld:
@@ -157,9 +158,7 @@ class TextPolicy:
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """A text policy as transformers or PEFT loads it, tokenizer included.
-
-    Raises:
-        ArgumentError: a policy that is no language model.
+    ArgumentError for a policy that is no language model.
     """
     if not isinstance(policy, TextPolicy):
         raise ArgumentError(f"save_policy: found {type(policy).__name__}, expected a TextPolicy")
@@ -178,11 +177,7 @@ def sample_rollouts(policy: Policy, count: int) -> list[Rollout]:
 
 
 def frozen_references(world: TextWorld, references: Mapping[str, LanguageModel]) -> Callable[[Tensor, Tensor], Tensor]:
-    """K frozen models of one vocabulary → ref_logps of a task.
-
-    Raises:
-        VocabularyMismatch: a tokenizer that maps another way.
-    """
+    """K frozen models of one vocabulary → ref_logps of a task. VocabularyMismatch for a tokenizer that maps another way."""
     tokenizers = world.tokenizer, *(each.tokenizer for each in references.values())
     same_vocabulary(["the policy", *references], [each.get_vocab() for each in tokenizers])
     frozen = [TextPolicy(world, reference.model) for reference in references.values()]
@@ -245,9 +240,9 @@ class _Hidden:
         if len(self.seen) > _REMEMBERED:
             self.seen.clear()
         fresh = list({key: place for place, key in enumerate(keys) if key not in self.seen}.values())
-        if fresh:
-            found = self._read(self.world.encoded(prompts[fresh], completions[fresh].unsqueeze(1)))
-            self.seen.update({keys[place]: row for place, row in zip(fresh, found)})
+        for few in (fresh[start : start + _TOGETHER] for start in range(0, len(fresh), _TOGETHER)):
+            found = self._read(self.world.encoded(prompts[few], completions[few].unsqueeze(1)))
+            self.seen.update({keys[place]: row for place, row in zip(few, found)})
         return torch.stack([self.seen[key] for key in keys])
 
     @torch.no_grad()
@@ -299,8 +294,7 @@ def text_task(
     Args:
         oracle: makes the oracle from the world (which turns token ids into texts).
 
-    Raises:
-        VocabularyMismatch: a reference of another vocabulary.
+    Raises: VocabularyMismatch for a reference of another vocabulary.
     """
     world = TextWorld(prompts, policy.tokenizer, max_new_tokens=setting.max_new_tokens, tokenisation=setting.tokenisation)
     ref_logps = frozen_references(world, references)

@@ -83,12 +83,8 @@ def resolve_weights(rows: Sequence[Row], regularizer: Regularizer, names: Sequen
 def resolve_penalty(
     penalty: Penalty | str | None, regularizer: Regularizer, scorer: RolloutScorer | None, weights: Tensor | None
 ) -> Penalty:
-    """The penalty asked for, or the exact one of the regularizer.
-
-    Raises:
-        ArgumentError: a penalty that is no estimator of the regularizer.
-            VocabularyMismatch: one that needs tokens which a reference does not have.
-    """
+    """The penalty asked for, or the exact one of the regularizer. ArgumentError for a penalty that is no estimator of the
+    regularizer; VocabularyMismatch for one that needs tokens which a reference does not have."""
     if scorer is None or weights is None:
         return NoPenalty()
     if penalty is None:

@@ -77,9 +77,8 @@ class FullVocabulary(PenaltyInReward):
 
     def loss_terms(self, samples: Samples) -> Tensor:
         log_ratio = (samples.token_logps.detach() - samples.old).double()
-        visited = (
-            log_ratio.cumsum(-1) - log_ratio
-        ).exp()  # of the state, under the policy as it is now against the one that sampled
+        # of the state, under the policy as it is now against the one that sampled
+        visited = (log_ratio.cumsum(-1) - log_ratio).exp()
         return visited.to(samples.token_logps) * samples.needed("divergences")
 
 

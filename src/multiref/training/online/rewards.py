@@ -183,8 +183,7 @@ def as_rewards(rewards: Any) -> tuple[Reward, ...]:
             raise ArgumentError(f"rewards: expected functions of prompts and completions, found {reward.function!r}.")
         made.append(replace(reward, name=name or reward.name or getattr(reward.function, "__name__", "reward")))
     names = [reward.name for reward in made]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ArgumentError(f"rewards: two are called {repeated[0]!r}; give them different names as {{name: function}}.")
     return tuple(made)
 
@@ -272,9 +271,7 @@ def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: b
 
 def lexicon_reward(path: str | Path) -> Callable[[Sequence[Any], Sequence[Any]], list[float]]:
     """(prompts, completions) → Σ value(word) / √words, from a file of lines `word<tab>value[<tab>…]` (AFINN, VADER).
-
-    Raises:
-        DataError: a file that cannot be read, or a line without a number.
+    DataError for a file that cannot be read, or a line without a number.
     """
     values: dict[str, float] = {}
     lines = read_text(path, "a lexicon of lines word<tab>value").splitlines()

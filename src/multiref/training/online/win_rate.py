@@ -42,8 +42,7 @@ class WinRate:
         both_orders: ask in both orders and average, against a judge that favours a place.
         votes: how often a noisy judge is asked; the answers are averaged.
 
-    Raises, when called:
-        ArgumentError: answers that are no numbers in [0, 1], or not one each; prompts that do not come in groups.
+    Raises, when called: ArgumentError for answers that are not one number in [0, 1] each, or prompts not in groups.
 
     Reference: DERIVED; the game is that of arXiv 2602.23116, with K references.
     """

@@ -47,9 +47,8 @@ class RewardData(PairData):
         tokenisation: with `end`, the end token closes each completion: its state is the one that is scored.
         counts: as of `PairData`.
 
-    Raises:
-        DataError: no pair, or a row that cannot be encoded, named. ArgumentError:
-            counts that do not fit, a tokenizer without padding.
+    Raises: DataError for no pair, or a row that cannot be encoded, named; ArgumentError for counts that do not fit, or a
+        tokenizer without padding.
     """
 
     def __init__(
@@ -81,6 +80,7 @@ class RewardData(PairData):
         return chosen, rejected
 
     def batch(self, indices: Sequence[int]) -> RewardBatch:
+        """The pairs at `indices`; a negative one, −1 − i, is pair i that fills without counting."""
         at, shares = self.places(indices)
         chosen, rejected = zip(*(self.rows(i) for i in at.tolist()))
         return RewardBatch([*chosen, *rejected], self.margins[at], shares)
@@ -168,6 +168,7 @@ class RewardTrainer(PairTrainer):
     # ---- the loss ----
 
     def judge(self, model: nn.Module, pairs: RewardBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Of each pair [B]: its loss, differentiable; `nll` and its rewards, by name; how much it counts."""
         chosen, rejected = self._rewards(model, pairs).chunk(2)
         ahead = chosen - pairs.margins.to(chosen)
         if self.privacy is None:
