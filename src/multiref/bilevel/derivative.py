@@ -73,7 +73,8 @@ def perturbed_policy(problem: Problem, reward: Tensor, upper: Upper, *, sigma: f
 
         β f'(π_σ/P) = r − σ c_{π_σ} + const          (damped iteration; c = ∂f/∂π)
 
-    Raises: ArgumentError for σ ≤ 0, or a σ so large that the iteration does not settle.
+    Raises:
+        ArgumentError: σ ≤ 0, or a σ so large that the iteration does not settle.
 
     Reference: arXiv 2309.01753 for the penalty (FOUND); as a policy DERIVED (docs/theory.md 9).
     """

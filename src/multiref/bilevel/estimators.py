@@ -46,7 +46,8 @@ def covariance(utility: Tensor, reward: Tensor, *, beta: float) -> Tensor:
     a rollout with u its payoff (win rate). Unbiased for the response term in any case, because E[u (∇log π(y) + ∇log π(y'))] is
     what is estimated. DERIVED.
 
-    Raises: ArgumentError for fewer than two units a prompt.
+    Raises:
+        ArgumentError: fewer than two units a prompt.
     """
     check_beta(beta)
     units = utility.shape[-1]
@@ -88,7 +89,8 @@ def implicit_hypergradient(
         damping: δ ≥ 0. A softmax has a gauge, along which ∂_θ f is zero: conjugate gradients stay in the range and need no
             damping there.
 
-    Raises: ArgumentError for δ < 0, or a lower level that is not convex at θ (negative curvature): train it further or damp.
+    Raises:
+        ArgumentError: δ < 0; a lower level that is not convex at θ (negative curvature met): train it further or damp.
 
     Reference: arXiv 2308.02585 (PARL; RECALLED), with the inverse by conjugate gradients.
     """
@@ -113,7 +115,9 @@ def conjugate_gradients(
     product: Callable[[Tensor], Tensor], target: Tensor, *, steps: int, tolerance: float = 1e-10
 ) -> tuple[Tensor, float, int]:
     """(v, ‖H v − target‖/‖target‖, steps taken) of H v = target, for H positive semi-definite with the target in its range.
-    ArgumentError for negative curvature.
+
+    Raises:
+        ArgumentError: negative curvature.
     """
     scale = float(target.norm())
     solution, residual = torch.zeros_like(target), target.clone()

@@ -43,7 +43,8 @@ class Problem:
         regularizer, beta: the lower level.
         comparator_logps: [*B, Y], the law of the opponent of `WinRate` and of mixed pairs; None is the normalised pool.
 
-    Raises: ArgumentError for shapes that do not match, preferences that are no probabilities, β ≤ 0.
+    Raises:
+        ArgumentError: shapes that do not match, preferences that are no probabilities, β ≤ 0.
     """
 
     preference: Tensor

@@ -26,7 +26,8 @@ class FDivergence(Regularizer):
         at_infinity: f'(∞): +inf is a veto by each reference's zero; a number is the price, times β, of mass outside all of
             them, a corner as for α < 1.
 
-    Raises: ArgumentError for a function that falls, is NaN, or has other limits.
+    Raises:
+        ArgumentError: a function that falls, is NaN, or has other limits.
 
     >>> FDivergence.jensen_shannon([0.5, 0.5]).at_infinity
     0.34657359027997264

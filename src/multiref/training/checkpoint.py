@@ -107,7 +107,8 @@ def dump_plain(value: Any) -> bytes:
     """The bytes of a safetensors file: tensors as such, everything around them as JSON in its metadata.
     Keys and tuples keep their types.
 
-    Raises: ArgumentError for what is neither a tensor, a number, a text, None, nor a list, tuple or dictionary of those.
+    Raises:
+        ArgumentError: something that is neither a tensor, a number, a text, None, nor a list, tuple or dictionary of those.
     """
     tensors: dict[str, Tensor] = {}
 

@@ -11,7 +11,11 @@ from multiref.training.iterative.task import RewardModel
 
 
 def check_answers(answers: Tensor) -> Tensor:
-    """Refuse an oracle's answer that is neither side. DataError for NaN, or anything but 0 and 1."""
+    """Refuse an oracle's answer that is neither side.
+
+    Raises:
+        DataError: NaN, or anything but 0 and 1.
+    """
     wrong = ~((answers == 0) | (answers == 1))
     if bool(wrong.any()):
         found = answers[wrong][0].item()

@@ -109,7 +109,8 @@ def train(
     A round that fails (an oracle that answers neither side or late, a model that diverges) leaves the state of the round
     before, in `state` and in the folder.
 
-    Raises: StoreError for a folder whose state is damaged, or of another task, method, β, seed, optimizer or label counts.
+    Raises:
+        StoreError: a folder whose state is damaged, or of another task, method, β, seed, optimizer or label counts.
     """
     if state is None and hasattr(method, "prepare"):  # `Nash` learns a pairwise reward
         task = method.prepare(task)

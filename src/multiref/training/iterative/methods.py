@@ -248,7 +248,11 @@ METHODS: dict[str, Any] = {
 
 
 def method_named(name: str, **options: Any) -> Any:
-    """A method with its options. ConfigError for an unknown name or option."""
+    """A method with its options.
+
+    Raises:
+        ConfigError: an unknown name or option.
+    """
     if name not in METHODS:
         raise ConfigError(f"method: found {name!r}, expected one of {', '.join(METHODS)}")
     try:

@@ -76,7 +76,9 @@ class Nash:
 
     def prepare(self, task: Task) -> Task:
         """The task with a pairwise reward on the features of its own.
-        ArgumentError for a task without a reward that is linear in features.
+
+        Raises:
+            ArgumentError: a task without a reward that is linear in features.
         """
         if isinstance(task.reward_model, PairwiseRewardModel):
             return task

@@ -23,7 +23,8 @@ def implicit_weights(policy: Policy, units: LabelledUnits, *, beta: float, steps
     F = E[∇log π ∇log πᵀ] on the units' completions stands for the lower level's Hessian, which β F is at a Gibbs optimum
     (approximation elsewhere). Seeds share one conjugate-gradient run: their parameters are blocks of one system.
 
-    Raises: ArgumentError for a policy that can be differentiated once only.
+    Raises:
+        ArgumentError: a policy that can be differentiated once only.
     """
     if getattr(policy, "once_differentiable", False):
         raise ArgumentError(
@@ -109,7 +110,8 @@ def newton_step(state: State, units: LabelledUnits, gradient: list[Tensor], *, r
     With "stop_gradient" it is the recursive form of maximum likelihood on all labels so far, so that what early,
     spread-out pairs said is kept: a plain step along on-policy pairs forgets it. A is the labels' Fisher information.
 
-    Raises: ArgumentError for a reward model that is not linear in its one parameter (it has no `jacobian`).
+    Raises:
+        ArgumentError: a reward model that is not linear in its one parameter (it has no `jacobian`).
     """
     reward, _ = state.learner()
     jacobian = getattr(reward, "jacobian", None)

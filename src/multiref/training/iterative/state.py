@@ -68,7 +68,9 @@ class State:
     @classmethod
     def begin(cls, task: Task, *, seed: int, learning_rate: float, reward_rate: float, optimizer: str = "adam") -> "State":
         """Copies of the task's models, so that the task itself stays as it is; `optimizer` is the policy's: adam or muon.
-        ArgumentError for muon where the policy has no hidden matrices.
+
+        Raises:
+            ArgumentError: muon for a policy that has no hidden matrices.
         """
         policy = task.policy.copy()
         reward = copy.deepcopy(task.reward_model)
@@ -82,7 +84,11 @@ class State:
         )
 
     def learner(self) -> tuple[RewardModel, torch.optim.Optimizer]:
-        """The reward model in training and its optimiser. ArgumentError for a task without one."""
+        """The reward model in training and its optimiser.
+
+        Raises:
+            ArgumentError: a task without one.
+        """
         if self.reward is None or self.reward_optimizer is None:
             raise ArgumentError("reward_model: found none, expected one: this method learns a reward")
         return self.reward, self.reward_optimizer
@@ -113,7 +119,9 @@ class State:
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Back to exactly where `kept` was taken.
-        ValueError for parameters of other shapes: what was kept is of another task.
+
+        Raises:
+            ValueError: parameters of other shapes: what was kept is of another task.
         """
         self.middle = None if kept["middle"] is None else self.middle or self.start.copy()
         models = {"policy": self.policy, "reward": self.reward, "middle": self.middle}
@@ -135,13 +143,16 @@ class State:
         """`folder`/checkpoint-<round>, with the history's lines and the run's settings, put in place in one step; the last two
         stay.
 
-        Raises: OutputError for a path that cannot be written.
+        Raises:
+            OutputError: a path that cannot be written.
         """
         save_state(folder, self.round, {"state": self.kept(), "lines": lines, "settings": settings}, keep=2)
 
     def load(self, checkpoint: Path, settings: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
         """Back to exactly where `save` was; the lines. settings: those of this run after so many rounds.
-        StoreError for a file that is damaged, of another task, or of other settings.
+
+        Raises:
+            StoreError: a file that is damaged, of another task, or of other settings.
         """
         try:
             found = read_state(checkpoint)

@@ -158,7 +158,9 @@ class TextPolicy:
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """A text policy as transformers or PEFT loads it, tokenizer included.
-    ArgumentError for a policy that is no language model.
+
+    Raises:
+        ArgumentError: a policy that is no language model.
     """
     if not isinstance(policy, TextPolicy):
         raise ArgumentError(f"save_policy: found {type(policy).__name__}, expected a TextPolicy")
@@ -177,7 +179,11 @@ def sample_rollouts(policy: Policy, count: int) -> list[Rollout]:
 
 
 def frozen_references(world: TextWorld, references: Mapping[str, LanguageModel]) -> Callable[[Tensor, Tensor], Tensor]:
-    """K frozen models of one vocabulary → ref_logps of a task. VocabularyMismatch for a tokenizer that maps another way."""
+    """K frozen models of one vocabulary → ref_logps of a task.
+
+    Raises:
+        VocabularyMismatch: a tokenizer that maps another way.
+    """
     tokenizers = world.tokenizer, *(each.tokenizer for each in references.values())
     same_vocabulary(["the policy", *references], [each.get_vocab() for each in tokenizers])
     frozen = [TextPolicy(world, reference.model) for reference in references.values()]
@@ -294,7 +300,8 @@ def text_task(
     Args:
         oracle: makes the oracle from the world (which turns token ids into texts).
 
-    Raises: VocabularyMismatch for a reference of another vocabulary.
+    Raises:
+        VocabularyMismatch: a reference of another vocabulary.
     """
     world = TextWorld(prompts, policy.tokenizer, max_new_tokens=setting.max_new_tokens, tokenisation=setting.tokenisation)
     ref_logps = frozen_references(world, references)

@@ -32,7 +32,8 @@ class Clip(Penalty):
             With both, τ is safe if it is at least `margin` + R/β − log F: then the optimum is that without a clip.
         biased: take a τ that is not known to be safe.
 
-    Raises: ArgumentError for τ ≤ 0; and, when the strength is known (`check_strength`), a τ that is not known to be safe.
+    Raises:
+        ArgumentError: τ ≤ 0; and, when the strength is known (`check_strength`), a τ that is not known to be safe.
     """
 
     tau: float

@@ -271,7 +271,9 @@ def warn_of_odd_completions(rollouts: Sequence[Rollout], *, ends: bool, first: b
 
 def lexicon_reward(path: str | Path) -> Callable[[Sequence[Any], Sequence[Any]], list[float]]:
     """(prompts, completions) → Σ value(word) / √words, from a file of lines `word<tab>value[<tab>…]` (AFINN, VADER).
-    DataError for a file that cannot be read, or a line without a number.
+
+    Raises:
+        DataError: a file that cannot be read, or a line without a number.
     """
     values: dict[str, float] = {}
     lines = read_text(path, "a lexicon of lines word<tab>value").splitlines()

@@ -38,7 +38,8 @@ def calibration(margins: Tensor, counts: Tensor | None = None, *, bins: int = 10
     and it is right where m > 0 (half right at a tie). `bins` of equal width over [½, 1];
     within a bin confidence and accuracy are means.
 
-    Raises: ArgumentError for no pair, a margin that is not finite, or fewer than one bin.
+    Raises:
+        ArgumentError: no pair, a margin that is not finite, or fewer than one bin.
 
     Reference: Guo et al., 2017, for the expected calibration error; for pairs DERIVED.
     """
