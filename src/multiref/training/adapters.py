@@ -12,7 +12,6 @@ from multiref.errors import ModelError
 from multiref.models import LanguageModel, ModelSpec
 from multiref.models.adapters import merged, on_base, read_adapter_config
 from multiref.models.folders import local_folder
-from multiref.training.lost_updates import all_finite
 
 MARK = "multiref_reward"  # in a reward model's config.json: how texts were encoded, so that they are encoded so again
 FIRST = "first_adapter"  # in an adapter's folder: the one that was merged into its base
@@ -40,7 +39,8 @@ def with_trained_adapter(
         return model
     if options is None:
         _train_what_is_saved(model)
-        if not all_finite(weight for name, weight in model.named_parameters() if model.active_adapter in name.split(".")):
+        trained = (weight for name, weight in model.named_parameters() if model.active_adapter in name.split("."))
+        if not all(bool(weight.isfinite().all()) for weight in trained):
             raise ModelError(
                 f"{spec.adapter or spec.path}: weights that would be trained are no numbers once loaded, as of a VB-LoRA of "
                 "which only the largest were saved. Save it whole, or train a new adapter on it (lora)."

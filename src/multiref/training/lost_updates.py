@@ -1,6 +1,7 @@
 """Whether a step moves the weights: an update below half the distance to the next number of the weight's format is lost. And
 whether it leaves them numbers."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -85,9 +86,9 @@ class LostUpdates:
         return float(lost / all_of_them)
 
 
-def all_finite(tensors: Iterable[Any]) -> bool:
-    """Whether this process's parts of them are all numbers."""
-    return all(bool((part.to_local() if hasattr(part, "to_local") else part).isfinite().all()) for part in tensors)
+def all_numbers(tensors: Iterable[Any]) -> bool:
+    """Whether this process's parts of them are all numbers; −∞ is one, a probability of zero in a table."""
+    return all(bool(((part.to_local() if hasattr(part, "to_local") else part) < math.inf).all()) for part in tensors)
 
 
 def diverged(what: str, step: int) -> ModelError:

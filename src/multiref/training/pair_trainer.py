@@ -27,7 +27,7 @@ from multiref.training.batching import StepBatches
 from multiref.training.checks import check_same, stated
 from multiref.training.dataset import PairData, collate
 from multiref.training.honoured import check_arguments, check_metric, check_trainable, word
-from multiref.training.lost_updates import LostUpdates, all_finite, diverged
+from multiref.training.lost_updates import LostUpdates, all_numbers, diverged
 from multiref.training.metrics import Averages, counted
 from multiref.training.start import held_elsewhere
 from multiref.training.sums import SUMS, check_pickled, damage, newest_whole
@@ -323,7 +323,7 @@ class PairTrainer(Trainer):
     def check_weights(self) -> None:
         """ModelError for weights that are no numbers: after a gradient that was none, under a loss that still was one."""
         model: nn.Module = self.model  # type: ignore[assignment]
-        if self.anywhere(not all_finite(p for p in model.parameters() if p.requires_grad)):
+        if self.anywhere(not all_numbers(p for p in model.parameters() if p.requires_grad)):
             raise diverged("weights are no numbers", self.state.global_step)
 
     def summed(self, totals: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from multiref.training.checks import check_same
 from multiref.training.iterative.labels import Labels
 from multiref.training.iterative.muon import Muon
 from multiref.training.iterative.task import Policy, RewardModel, Task
-from multiref.training.lost_updates import all_finite
+from multiref.training.lost_updates import all_numbers
 
 _BETAS = (0.9, 0.99)
 
@@ -96,7 +96,7 @@ class State:
     def check_finite(self) -> None:
         """Diverged where policy or reward model have weights that are no numbers: after a gradient that was none."""
         for name in ("policy", "reward"):
-            if not all_finite(_values(getattr(self, name)) or ()):
+            if not all_numbers(_values(getattr(self, name)) or ()):
                 raise Diverged(f"{name}: its weights are no numbers; the last good state is kept. Lower its learning rate")
 
     def kept(self) -> dict[str, Any]:
