@@ -15,6 +15,8 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import Encoded
 
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_resting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules that will train again → so many evaluate them
+_modes = threading.Lock()
 
 
 def unwrapped(model: Any) -> Any:
@@ -26,14 +28,36 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each is in the mode in which it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Every module in evaluation mode; when the last thread that wants that is done, each is in the mode in which it was."""
+    with _modes:
+        training = [module for module in model.modules() if module.training or module in _resting]
+        _resting.update({module: _resting.get(module, 0) + 1 for module in training})
+        model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _modes:
+            for module in training:
+                _resting[module] -= 1
+                if not _resting[module]:
+                    del _resting[module]
+                    module.training = True
+
+
+def head_of(model: Any) -> Any:
+    """The output embedding, or None."""
+    inner = unwrapped(model)
+    try:
+        return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def run(model: Any, **inputs: Any) -> Any:
+    """model(**inputs). Another thread that has the model's head replaced, or wants to, waits for its turn, and so does this."""
+    head = head_of(model)
+    with _turns.setdefault(unwrapped(model) if head is None else head, threading.RLock()):
+        return model(**inputs)
 
 
 @contextmanager

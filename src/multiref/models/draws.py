@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError
-from multiref.models.architecture import evaluating, takes
+from multiref.models.architecture import evaluating, run, takes
 from multiref.models.spec import Generation
 
 Ids = tuple[int, ...]
@@ -157,7 +157,7 @@ def _look(model: Any, context: Ids, ids: Ids, at: int, generation: Generation, e
     device = next(model.parameters()).device
     keep = {"logits_to_keep": len(ids) + 1} if "logits_to_keep" in takes(model) else {}
     with evaluating(model):
-        logits = model(input_ids=torch.tensor([[*context, *ids]], device=device), use_cache=False, **keep).logits[0]
+        logits = run(model, input_ids=torch.tensor([[*context, *ids]], device=device), use_cache=False, **keep).logits[0]
     end, label = (torch.tensor(list(each), device=device, dtype=torch.long) for each in (ends, ids))
     logits, first, step = logits[-len(ids) - 1 : -1], max(0, generation.min_new_tokens - at), max(1, 2**24 // logits.shape[-1])
     starts = sorted({0, *range(first, len(ids), step), *range(0, min(first, len(ids)), step)})

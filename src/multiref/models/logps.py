@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multiref._progress import tell
 from multiref.errors import ModelError
-from multiref.models.architecture import AtRest, check_rows, evaluating
+from multiref.models.architecture import AtRest, check_rows, evaluating, run
 from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
@@ -67,7 +67,7 @@ def completion_logits(model: nn.Module, item: Encoded, index: int = 0) -> Tensor
     """[T, V]: the logits from which each token of one completion is predicted, as the model gives them: a plain row."""
     context = item.context(index)
     ids = torch.tensor([[*context, *item.completions[index]]], device=device_of(model))
-    logits: Tensor = model(input_ids=ids, **uncached(model)).logits[0, len(context) - 1 : -1]
+    logits: Tensor = run(model, input_ids=ids, **uncached(model)).logits[0, len(context) - 1 : -1]
     return logits
 
 
@@ -81,15 +81,15 @@ def audited(model: nn.Module, batch: Sequence[Encoded], *, layout: Layout | None
     return replace(audit, layout=layout)
 
 
-def in_order(model: nn.Module, batch: Sequence[Encoded], audit: Audit, run: Callable[[Rows], Tensor]) -> tuple[Tensor, Tensor]:
-    """What `run` gives for each completion token of a forward pass, [n, …] over the passes that the layout asks for (one, but
+def in_order(model: nn.Module, batch: Sequence[Encoded], audit: Audit, read: Callable[[Rows], Tensor]) -> tuple[Tensor, Tensor]:
+    """What `read` gives for each completion token of a forward pass, [n, …] over the passes that the layout asks for (one, but
     where rows stand alone), in the order of the completions; and the completion to which each belongs [n]."""
     device = device_of(model)
     rest = AtRest(model) if audit.stateful else None
     found, owners = [], [torch.zeros(0, dtype=torch.long, device=device)]
     for part in plan_batches(batch, audit.layout, ONE_PASS, always=True):
         rows = lay_out(part.items, shared=part.shared, device=device)
-        found.append(run(rows))
+        found.append(read(rows))
         places = torch.tensor([place for places in part.places for place in places], device=device)
         owners.append(places[rows.owner])
         if rest is not None:
@@ -104,8 +104,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, int]:
     """Token log-probabilities [n], the completion that each belongs to [n], and the number of completions."""
     audit = audited(model, batch, layout=layout, share=share)
-    run = partial(forward_logps, model, head=audit.head, vocabulary=audit.vocabulary, budget=budget)
-    logps, owner = in_order(model, batch, audit, run)
+    read = partial(forward_logps, model, head=audit.head, vocabulary=audit.vocabulary, budget=budget)
+    logps, owner = in_order(model, batch, audit, read)
     return logps, owner, sum(len(item.completions) for item in batch)
 
 

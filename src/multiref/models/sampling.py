@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, takes, unwrapped, without_extras
+from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, run, takes, unwrapped, without_extras
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws, check_numbers, draw_one
 from multiref.models.encoding import Encoded, Ids, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
@@ -355,7 +355,7 @@ class Reader:
         if "logits_to_keep" in self.takes:
             inputs["logits_to_keep"] = 1
         inputs |= without_extras(self.takes)
-        out = self.model(**inputs)
+        out = run(self.model, **inputs)
         if self.cache is not None:
             _used.add(self.model)
         self.cache = cache_of(out) if self.caching else None

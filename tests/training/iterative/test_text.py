@@ -168,6 +168,23 @@ def test_a_completion_goes_through_the_frozen_model_once_and_prompts_are_told_ap
     assert not torch.allclose(one[0, 0], one[1, 0], atol=1e-2)
 
 
+def test_features_do_not_depend_on_the_completions_beside_them(world, tokenizer):
+    """Of a model whose rows look at each other, and at padding where the other is shorter: each has a pass of its own."""
+
+    def beside(module, given):
+        return given[0] + given[0].mean(0), *given[1:]
+
+    model, x = language_model(tokenizer, 1).model, torch.arange(3)
+    y = TextPolicy(world, language_model(tokenizer).model).sample(x, 4, torch.Generator().manual_seed(0))
+    model.model.layers[-1].register_forward_pre_hook(beside)
+    reward = TextReward(world, model, (x, y))
+    found = reward._frozen(x.repeat_interleave(4), y.flatten(0, 1))
+    for row, prompt, answer in zip(found, x.repeat_interleave(4).tolist(), y.flatten(0, 1).tolist()):
+        ids = [t for t in answer if t >= 0]
+        alone = model(input_ids=torch.tensor([[*world.ids[prompt], *ids]]), output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(row, alone[0, -len(ids) :].detach().mean(0))
+
+
 def made_task(tokenizer, *, lora=LORA, counted=None):
     """Hidden reward: how many words a completion has. Two references."""
 
