@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiref.divergences import disagreement
+from multiref.divergences import disagreement, kl
 from multiref.errors import ModelError, VocabularyMismatch
 from multiref.models.architecture import evaluating
 from multiref.models.audit import audit_layout
@@ -119,13 +119,13 @@ def _measured(names: tuple[str, ...], logps: Tensor, lengths: Tensor, weights: T
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     blocks = logps.split(max(1, 2**22 // logps.shape[-1]), dim=1)
     apart = torch.cat([disagreement(block.double(), weights) for block in blocks])
-    kl = torch.cat([_kl_matrix(block.double()) for block in blocks], dim=-1)
-    error = [[standard_error(kl[i, j], owner) for j in range(len(names))] for i in range(len(names))]
+    between = torch.cat([_kl_matrix(block.double()) for block in blocks], dim=-1)
+    error = [[standard_error(between[i, j], owner) for j in range(len(names))] for i in range(len(names))]
     return TokenLevel(
         names,
         len(lengths),
         int(lengths.sum()),
-        tuple(tuple(row) for row in kl.mean(-1).tolist()),
+        tuple(tuple(row) for row in between.mean(-1).tolist()),
         tuple(tuple(row) for row in error),
         tuple(weights.tolist()),
         float(apart.mean()),
@@ -141,16 +141,14 @@ def _open_all(references: References) -> dict[str, LocalReference]:
 
 def _kl_matrix(logps: Tensor) -> Tensor:
     """[K, t, V] → [K, K, t]: KL(π_i ‖ π_j) at each token."""
-    entropy = (logps.exp() * logps).sum(-1)
-    cross = torch.einsum("itv,jtv->ijt", logps.exp(), logps)
-    return (entropy[:, None] - cross).clamp_min(0)
+    return torch.stack([torch.stack([kl(one, other) for other in logps]) for one in logps]).clamp_min(0)
 
 
 def standard_error(values: Tensor, groups: Tensor) -> float:
     """Of the mean of `values` [N], clusters `groups` [N] being independent: √(Σ_g (Σ_{j∈g} (v_j − v̄))² · G/(G−1)) / N; of one
-    cluster inf."""
+    cluster, and of values that are infinite, inf."""
     clusters = int(groups.max()) + 1 if len(groups) else 0
-    if clusters < 2:
+    if clusters < 2 or not bool(values.isfinite().all()):
         return float("inf")
     sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, groups, values.double() - values.double().mean())
     return float((sums.square().sum() * clusters / (clusters - 1)).sqrt()) / len(values)
