@@ -234,3 +234,13 @@ def _check_sides(pair: Pair, where: str, implicit: bool) -> None:
         if empty:
             after, advice = (" after the part that both sides share", ", or give a `prompt` column") if implicit else ("", "")
             raise DataError(f"{where}: `{name}` is empty{after}; expected a completion. Remove the row{advice}.")
+        begins = {} if isinstance(side, str) else side[0]
+        if implicit and begins.get("role") in ("system", "user") and all(turn["role"] != "user" for turn in pair.prompt):
+            raise DataError(
+                f"{where}: chosen and rejected begin with different questions, which would be scored as if they were answers; "
+                "expected two answers to one question. Mend the row, or remove it."
+            )
+        if begins.get("role") == "assistant" and pair.prompt[-1:] == (begins,):
+            raise DataError(
+                f"{where}: the prompt ends in `{name}` itself, which would be read twice. Remove it from the prompt."
+            )
