@@ -17,6 +17,7 @@ from multiref.models.encoding import Encoded
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _resting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules that will train again → so many evaluate them
 _modes = threading.Lock()
+_PLAIN = (int, float, str, type(None), Tensor)
 
 
 def unwrapped(model: Any) -> Any:
@@ -55,9 +56,14 @@ def head_of(model: Any) -> Any:
 
 def run(model: Any, **inputs: Any) -> Any:
     """model(**inputs). Another thread that has the model's head replaced, or wants to, waits for its turn, and so does this."""
-    head = head_of(model)
-    with _turns.setdefault(unwrapped(model) if head is None else head, threading.RLock()):
+    with _turn(model):
         return model(**inputs)
+
+
+def _turn(model: Any) -> Any:
+    """The lock of the model's head, which models that share it have in common; of the model, where it has none."""
+    head = head_of(model)
+    return _turns.setdefault(unwrapped(model) if head is None else head, threading.RLock())
 
 
 @contextmanager
@@ -135,46 +141,37 @@ def embedding_size(model: Any) -> int | None:
     return int(size) if size is not None else len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
-class AtRest:
-    """A model's buffers and plain attributes as they are now, to be put back after a pass: some models remember the longest
-    row they have seen (rotary frequencies that grow), and a score must not depend on what was scored before. A pass that
-    changed weights (RWKV's first in evaluation mode, which notes it) is where it rests from then on."""
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[list[bool]]:
+    """Within it passes in their turn; behind it buffers and plain attributes are put back: some models remember the longest row
+    they have seen (rotary frequencies that grow), and a score must not depend on what was scored before. A pass that changed
+    weights (RWKV's first in evaluation mode, which notes it) leaves all as it is then. Gives a list: whether anything was put
+    back."""
+    found: list[bool] = []
+    with _turn(model):
+        weights, before = _versions(model), [_held(module) for module in unwrapped(model).modules()]
+        yield found
+        if weights == _versions(model):
+            found += [_put_back(*each) for each in before]
 
-    _PLAIN = (int, float, str, type(None), Tensor)
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._note()
+def _held(module: nn.Module) -> tuple[nn.Module, dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name != "training"}
+    return module, plain, {name: (value, value.clone()) for name, value in module._buffers.items() if value is not None}
 
-    def _note(self) -> None:
-        """How the model is now."""
-        self._weights = _versions(self._model)
-        self._modules = [
-            (
-                module,
-                {name: value for name, value in vars(module).items() if isinstance(value, self._PLAIN) and name != "training"},
-                {name: (value, value.clone()) for name, value in module._buffers.items() if value is not None},
-            )
-            for module in unwrapped(self._model).modules()
-        ]
 
-    @torch.no_grad()
-    def restore(self) -> bool:
-        """Puts back what has changed; whether anything had."""
-        if self._weights != _versions(self._model):
-            self._note()
-            return False
-        changed = False
-        for module, attributes, buffers in self._modules:
-            for name, value in attributes.items():
-                now = module.__dict__.get(name)
-                if now is not value and (isinstance(now, Tensor) or isinstance(value, Tensor) or now != value):
-                    module.__dict__[name], changed = value, True
-            for name, (buffer, content) in buffers.items():
-                if module._buffers.get(name) is not buffer or not torch.equal(buffer, content):
-                    module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer), True
-                    module._buffers[name].copy_(content)
-        return changed
+@torch.no_grad()
+def _put_back(module: nn.Module, plain: dict[str, Any], buffers: dict[str, tuple[Tensor, Tensor]]) -> bool:
+    changed = False
+    for name, value in plain.items():
+        now = module.__dict__.get(name)
+        if now is not value and (isinstance(now, Tensor) or isinstance(value, Tensor) or now != value):
+            module.__dict__[name], changed = value, True
+    for name, (buffer, content) in buffers.items():
+        if module._buffers.get(name) is not buffer or not torch.equal(buffer, content):
+            module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer), True
+            module._buffers[name].copy_(content)
+    return changed
 
 
 def _versions(model: nn.Module) -> int:

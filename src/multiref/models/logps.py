@@ -2,6 +2,7 @@
 at once, planned, audited, batched, run without gradients, put back in order."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from multiref._progress import tell
 from multiref.errors import ModelError
-from multiref.models.architecture import AtRest, check_rows, evaluating, run
+from multiref.models.architecture import check_rows, evaluating, left_as_it_was, run
 from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
@@ -85,15 +86,13 @@ def in_order(model: nn.Module, batch: Sequence[Encoded], audit: Audit, read: Cal
     """What `read` gives for each completion token of a forward pass, [n, …] over the passes that the layout asks for (one, but
     where rows stand alone), in the order of the completions; and the completion to which each belongs [n]."""
     device = device_of(model)
-    rest = AtRest(model) if audit.stateful else None
     found, owners = [], [torch.zeros(0, dtype=torch.long, device=device)]
     for part in plan_batches(batch, audit.layout, ONE_PASS, always=True):
         rows = lay_out(part.items, shared=part.shared, device=device)
-        found.append(read(rows))
+        with left_as_it_was(model) if audit.stateful else nullcontext():
+            found.append(read(rows))
         places = torch.tensor([place for places in part.places for place in places], device=device)
         owners.append(places[rows.owner])
-        if rest is not None:
-            rest.restore()
     owner = torch.cat(owners)
     order = owner.argsort(stable=True)
     return (torch.cat(found)[order] if found else torch.zeros(0, device=device)), owner[order]
@@ -156,16 +155,14 @@ def score_tokens(
     check_labels(model, (ids for item in encoded for ids in item.completions), audit.vocabulary)
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
     with torch.inference_mode(), evaluating(model):
-        rest, done = AtRest(model) if audit.stateful else None, 0
+        done = 0
         for batch in plan_batches(encoded, audit.layout, budget, within=within):
             values = known.pop((batch, audit.head), None) if known else None
             if values is None:
-                found = batch_logps(
-                    model, batch.items, shared=batch.shared, head=audit.head, vocabulary=audit.vocabulary, budget=logits_budget
-                )
+                how = {"shared": batch.shared, "head": audit.head, "vocabulary": audit.vocabulary, "budget": logits_budget}
+                with left_as_it_was(model) if audit.stateful else nullcontext():
+                    found = batch_logps(model, batch.items, **how)
                 values = list(found.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
-                if rest is not None:
-                    rest.restore()
             for place, value in zip((place for places in batch.places for place in places), values):
                 logps[place] = value
             done += len(values)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import psutil  # type: ignore[import-untyped]  # accelerate brings it
 import torch
 from torch import Tensor, nn
 
-from multiref.models.architecture import AtRest
+from multiref.models.architecture import left_as_it_was
 from multiref.models.batching import Batch, sequence_length
 from multiref.models.encoding import Encoded
 from multiref.models.forward import Plain, batch_logps, device_of, plain_logps
@@ -35,7 +36,6 @@ class Witness:
         self.planned: Scores = {}
         self.took: dict[tuple[Batch, bool], float] = {}
         self.stateful = False
-        self._rest = AtRest(model)
 
     def widened(self, dtype: torch.dtype) -> "Witness":
         """The same model in another dtype. NoCopy where memory does not hold it, or what it has of its own forbids it."""
@@ -102,8 +102,9 @@ class Witness:
         return self._rested(lambda: batch_logps(self.model, items, budget=self.logits_budget, **how)).cpu()
 
     def _rested(self, run: Callable[[], T]) -> T:
-        result = run()
-        self.stateful |= self._rest.restore()
+        with left_as_it_was(self.model) as changed:
+            result = run()
+        self.stateful |= any(changed)
         return result
 
 
@@ -145,8 +146,6 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this device could give."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # type: ignore[import-untyped]  # accelerate brings it
-
     return int(psutil.virtual_memory().available)
 
 
