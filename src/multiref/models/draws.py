@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from multiref.errors import ModelError
 from multiref.models.architecture import evaluating, run, takes
+from multiref.models.encoding import Ids
 from multiref.models.spec import Generation
 
-Ids = tuple[int, ...]
 TILTS = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5, 1.0)
 DELTA = 1e-6  # share of honest runs that would be refused
 ROUNDING, COARSE = (5e-3, 1e-3), (1.5, 0.1)  # nats a token, at most and on average: in float32, and in other arithmetic

@@ -21,7 +21,6 @@ class Rows:
     where:  [n] flat position (row · T + column) whose hidden state predicts the token
     labels: [n] the token
     owner:  [n] the completion to which it belongs, counted over the batch
-    completions: how many there are
     padded: whether any row is shorter than T
     """
 
@@ -32,22 +31,22 @@ class Rows:
     where: Tensor
     labels: Tensor
     owner: Tensor
-    completions: int
     padded: bool
 
 
 def row_length(encoded: Encoded, *, shared: bool) -> int:
     """Tokens that the longest row of this prompt takes."""
-    rows = _contexts(encoded) if shared else [(prompt, [index]) for prompt, indices in _contexts(encoded) for index in indices]
-    return max((len(prompt) + sum(len(encoded.completions[i]) for i in indices) for prompt, indices in rows), default=0)
+    rows = _rows_of(encoded, shared)
+    return max((len(prompt) + sum(len(encoded.completions[i]) for i in some) for prompt, some in rows), default=0)
 
 
-def _contexts(encoded: Encoded) -> list[tuple[tuple[int, ...], list[int]]]:
-    """The different prompts of an `Encoded` (more than one only where truncation cut them differently) and whose they are."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _rows_of(encoded: Encoded, shared: bool) -> list[tuple[Ids, list[int]]]:
+    """The prompt of each row of an `Encoded`, and which completions follow it. Shared there is more than one only where
+    truncation cut the prompt differently."""
+    groups: dict[Ids, list[int]] = {}
     for index in range(len(encoded.completions)):
         groups.setdefault(encoded.context(index), []).append(index)
-    return list(groups.items())
+    return [(prompt, some) for prompt, own in groups.items() for some in ([own] if shared else [[index] for index in own])]
 
 
 def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: torch.device | str = "cpu") -> Rows:
@@ -60,10 +59,9 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: t
     owners: list[int] = []  # the completion that a piece is; -1: a prompt
     count = 0
     for encoded in batch:
-        for prompt, indices in _contexts(encoded):
-            for some in [indices] if shared else [[index] for index in indices]:
-                pieces += [prompt, *(encoded.completions[index] for index in some)]
-                owners += [-1, *(count + index for index in some)]
+        for prompt, some in _rows_of(encoded, shared):
+            pieces += [prompt, *(encoded.completions[index] for index in some)]
+            owners += [-1, *(count + index for index in some)]
         count += len(encoded.completions)
 
     owner, lengths = np.array(owners, np.int64), np.fromiter(map(len, pieces), np.int64, len(pieces))
@@ -94,7 +92,6 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: t
         where=tensor((row * width + before)[chosen]),
         labels=tensor(ids[chosen]),
         owner=tensor(owner[piece[chosen]]),
-        completions=count,
         padded=bool((widths < width).any()),
     )
 

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from transformers import StaticCache
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, run, takes, unwrapped, without_extras
@@ -273,8 +274,6 @@ class Reader:
         self.cache: Any = None
         self._doubted = False  # whether rows were re-ordered, for the first time, and nothing was read since
         if self.static:
-            from transformers import StaticCache
-
             self.cache = StaticCache(config=inner.config.get_text_config(), max_cache_len=width + room)
 
     def read_prompts(self) -> Tensor:
