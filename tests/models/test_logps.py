@@ -4,7 +4,7 @@ same."""
 import copy
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 
 import pytest
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Generation, completion_logps, score_completions, score_tokens, token_logps
-from multiref.models.architecture import evaluating
+from multiref.models.architecture import evaluating, left_as_it_was, run
 from multiref.models.encoding import Encoded
 from multiref.models.sampling import draw
 from tests.conftest import make_gpt2, make_llama
@@ -279,6 +279,21 @@ def test_threads_that_use_one_model_get_their_own_rows(beside):
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(use, batches))
     assert all(map(torch.equal, found, expected)) and "forward" not in vars(model.lm_head)
+
+
+def test_what_a_pass_has_changed_is_put_back_before_another_thread_s_turn():
+    """It would read rows with the frequencies of the longer one before it."""
+    model, seen = make_llama(VOCABULARY), []
+    model.longest = 0
+    model.register_forward_pre_hook(lambda module, given: seen.append(module.longest))
+    with ThreadPoolExecutor(1) as pool:
+        with left_as_it_was(model) as changed:
+            run(model, input_ids=torch.tensor([[1, 2, 3]]))
+            model.longest = 3
+            other = pool.submit(run, model, input_ids=torch.tensor([[1]]))
+            wait([other], 0.1)
+        other.result()
+    assert seen == [0, 0] and any(changed)
 
 
 def test_a_model_trains_again_when_the_last_thread_has_evaluated_it():
