@@ -169,8 +169,7 @@ def _put_back(module: nn.Module, plain: dict[str, Any], buffers: dict[str, tuple
             module.__dict__[name], changed = value, True
     for name, (buffer, content) in buffers.items():
         if module._buffers.get(name) is not buffer or not torch.equal(buffer, content):
-            module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer), True
-            module._buffers[name].copy_(content)
+            module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer.copy_(content)), True
     return changed
 
 

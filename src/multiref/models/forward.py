@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from multiref.errors import ModelError
 from multiref.models.architecture import embedding_size, head_of, run, takes, unwrapped, with_forward, without_extras
-from multiref.models.encoding import Encoded, context_of
+from multiref.models.encoding import context_of
 from multiref.models.head import label_logps
-from multiref.models.rows import Rows, lay_out
+from multiref.models.rows import Rows
 
 LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 
@@ -99,14 +99,6 @@ def forward_logps(model: nn.Module, rows: Rows, *, head: bool, vocabulary: int, 
     if not len(rows.labels):
         return torch.zeros(0, device=rows.labels.device)
     return _captured_logps(model, rows, vocabulary, budget) if head else _whole_logps(model, rows, vocabulary, budget)
-
-
-def batch_logps(
-    model: nn.Module, items: Sequence[Encoded], *, shared: bool, head: bool, vocabulary: int, budget: int, width: int = 0
-) -> Tensor:
-    """[n] token log-probabilities of these items in one pass, laid out as `lay_out` does."""
-    rows = lay_out(items, shared=shared, width=width, device=device_of(model))
-    return forward_logps(model, rows, head=head, vocabulary=vocabulary, budget=budget)
 
 
 def device_of(model: nn.Module) -> torch.device:

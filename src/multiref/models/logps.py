@@ -16,7 +16,7 @@ from multiref.models.architecture import check_rows, evaluating, left_as_it_was,
 from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
-from multiref.models.forward import LOGITS_BUDGET, batch_logps, check_labels, device_of, forward_logps, uncached
+from multiref.models.forward import LOGITS_BUDGET, check_labels, device_of, forward_logps, uncached
 from multiref.models.rows import Rows, lay_out
 from multiref.models.witness import Scores
 
@@ -159,9 +159,9 @@ def score_tokens(
         for batch in plan_batches(encoded, audit.layout, budget, within=within):
             values = known.pop((batch, audit.head), None) if known else None
             if values is None:
-                how = {"shared": batch.shared, "head": audit.head, "vocabulary": audit.vocabulary, "budget": logits_budget}
+                rows = lay_out(batch.items, shared=batch.shared, device=device_of(model))
                 with left_as_it_was(model) if audit.stateful else nullcontext():
-                    found = batch_logps(model, batch.items, **how)
+                    found = forward_logps(model, rows, head=audit.head, vocabulary=audit.vocabulary, budget=logits_budget)
                 values = list(found.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
             for place, value in zip((place for places in batch.places for place in places), values):
                 logps[place] = value

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from multiref.models.architecture import left_as_it_was
 from multiref.models.batching import Batch, sequence_length
 from multiref.models.encoding import Encoded
-from multiref.models.forward import Plain, batch_logps, device_of, plain_logps
+from multiref.models.forward import Plain, device_of, forward_logps, plain_logps
+from multiref.models.rows import lay_out
 
 T = TypeVar("T")
 Scores = dict[tuple[Batch, bool], list[Tensor]]
@@ -98,8 +99,9 @@ class Witness:
             at = tuple(dict.fromkeys(round(i * (len(labels) - 1) / max(1, count - 1)) for i in range(count)))
         return self._rested(lambda: plain_logps(self.model, row, labels, first, at=at))
 
-    def _in_one_pass(self, items: Sequence[Encoded], **how: Any) -> Tensor:
-        return self._rested(lambda: batch_logps(self.model, items, budget=self.logits_budget, **how)).cpu()
+    def _in_one_pass(self, items: Sequence[Encoded], *, shared: bool, width: int = 0, **how: Any) -> Tensor:
+        rows = lay_out(items, shared=shared, width=width, device=device_of(self.model))
+        return self._rested(lambda: forward_logps(self.model, rows, budget=self.logits_budget, **how)).cpu()
 
     def _rested(self, run: Callable[[], T]) -> T:
         with left_as_it_was(self.model) as changed:
