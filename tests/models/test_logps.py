@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Generation, completion_logps, score_completions, score_tokens, token_logps
-from multiref.models.architecture import evaluating, left_as_it_was, run
+from multiref.models.architecture import evaluating, left_as_it_was, run, with_forward
 from multiref.models.encoding import Encoded
 from multiref.models.sampling import draw
+from multiref.models.witness import Witness
 from tests.conftest import make_gpt2, make_llama
 from tests.models.naive import naive_logps, naive_token_logps
 
@@ -294,6 +295,24 @@ def test_what_a_pass_has_changed_is_put_back_before_another_thread_s_turn():
             wait([other], 0.1)
         other.result()
     assert seen == [0, 0] and any(changed)
+
+
+def test_a_copy_has_the_models_own_head():
+    """An audit copies a model to compute in float32: made while another thread scored, the copy kept that thread's head."""
+    model, inside, done = make_llama(VOCABULARY), threading.Event(), threading.Event()
+
+    def score():
+        with with_forward(model.lm_head, lambda hidden: hidden):
+            inside.set()
+            done.wait(0.1)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(score)
+        inside.wait()
+        copied = Witness(model, 1).widened(torch.float64).model
+        done.set()
+        other.result()
+    assert "forward" not in vars(copied.lm_head)
 
 
 def test_a_model_trains_again_when_the_last_thread_has_evaluated_it():

@@ -56,11 +56,11 @@ def head_of(model: Any) -> Any:
 
 def run(model: Any, **inputs: Any) -> Any:
     """model(**inputs). Another thread that has the model's head replaced, or wants to, waits for its turn, and so does this."""
-    with _turn(model):
+    with turn(model):
         return model(**inputs)
 
 
-def _turn(model: Any) -> Any:
+def turn(model: Any) -> Any:
     """The lock of the model's head, which models that share it have in common; of the model, where it has none."""
     head = head_of(model)
     return _turns.setdefault(unwrapped(model) if head is None else head, threading.RLock())
@@ -148,7 +148,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[list[bool]]:
     weights (RWKV's first in evaluation mode, which notes it) leaves all as it is then. Gives a list: whether anything was put
     back."""
     found: list[bool] = []
-    with _turn(model):
+    with turn(model):
         weights, before = _versions(model), [_held(module) for module in unwrapped(model).modules()]
         yield found
         if weights == _versions(model):

@@ -10,7 +10,7 @@ import psutil  # type: ignore[import-untyped]  # accelerate brings it
 import torch
 from torch import Tensor, nn
 
-from multiref.models.architecture import left_as_it_was
+from multiref.models.architecture import left_as_it_was, turn
 from multiref.models.batching import Batch, sequence_length
 from multiref.models.encoding import Encoded
 from multiref.models.forward import Plain, device_of, forward_logps, plain_logps
@@ -47,7 +47,9 @@ class Witness:
         if len({each.device for each in parameters}) > 1 or 1.5 * need > free_memory(device_of(self.model)):
             raise NoCopy("no memory")
         try:
-            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget, self.most)
+            with turn(self.model):  # no thread has its head replaced
+                made = copy.deepcopy(self.model)
+            return Witness(made.to(dtype), self.logits_budget, self.most)
         except torch.OutOfMemoryError:
             raise NoCopy("no memory") from None
         except Exception as error:  # quantised weights, hooks that cannot be copied
