@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.architecture import as_its_weights_are, check_rows, evaluating
+from multiref.models.architecture import as_its_weights_are, check_rows, evaluating, run
 from multiref.models.encoding import Encoded, context_of
 from multiref.models.noise import zeros_moved
 from multiref.models.witness import NoCopy, Witness, dtype_of, is_sharded
@@ -93,4 +93,4 @@ def passes(model: Any, rows: Sequence[Sequence[int]], pad: int, batch: int) -> I
         width = max(map(len, some))
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in some], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in some], device=device)
-        yield model(input_ids=ids, attention_mask=mask).logits[:, 0]
+        yield run(model, input_ids=ids, attention_mask=mask).logits[:, 0]
