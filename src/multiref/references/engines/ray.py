@@ -14,7 +14,7 @@ import torch
 
 from multiref.errors import ArgumentError, ModelError, MultirefError
 from multiref.models.audit import Audit
-from multiref.references.engines import LocalEngine, Results
+from multiref.references.engines import Results
 from multiref.references.plan import Block
 from multiref.references.protocol import Item, Reference, Scored
 
@@ -146,4 +146,5 @@ class _Worker:
         return logps, lengths, truncated, scored.digests, scored.halved
 
     def audit(self, blocks: Sequence[Sequence[Item]], everything: bool) -> Audit:
-        return LocalEngine().audit(self.open_reference, blocks, everything)
+        reference: Any = self.open_reference()
+        return cast(Audit, reference.audit(blocks, everything=everything))
