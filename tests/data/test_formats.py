@@ -256,3 +256,16 @@ def test_no_part_of_a_prompt_is_lost_beside_another() -> None:
     assert read_pairs([{"instruction": "Answer: q", "question": "q", **sides}])[0].prompt == "Answer: q"
     with pytest.warns(MultirefNotice, match="columns that are not read: 'instruction', 'question'"):
         assert read_pairs([{"prompt": "p", **both, **sides}])[0].prompt == "p"
+
+
+def test_a_function_call_of_sharegpt_is_the_assistant_s():
+    """As LLaMA-Factory has it, JSON text; it was a turn of a role of that name, which no template was trained with."""
+    talk = [{"from": "human", "value": "w?"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}]
+    sides = {side: {"from": "gpt", "value": side} for side in ("chosen", "rejected")}
+    (pair,) = read_pairs([{"conversations": [*talk, {"from": "observation", "value": "r"}], **sides}])
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert pair.prompt[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert [message["role"] for message in pair.prompt] == ["user", "assistant", "tool"]
+    talk[1]["value"] = "f(x=1)"
+    with pytest.raises(DataError, match="the function_call 'f\\(x=1\\)'…"):
+        read_pairs([{"conversations": talk, **sides}])

@@ -205,3 +205,33 @@ def test_what_another_row_has_is_no_null_of_this_one(tmp_path):
     for read, given in zip(read_pairs(tmp_path / "p.parquet"), rows):
         assert (read.prompt, read.chosen) == (as_pair(given).prompt, as_pair(given).chosen)
         assert "None" not in repr((read.prompt, read.chosen))
+
+
+def test_sides_that_answer_different_questions_are_a_bad_row():
+    """Each question was scored as the beginning of its answer; beside a common system message, too."""
+
+    def turns(*words):
+        return [{"role": role, "content": word} for role, word in zip(("system", "user", "assistant"), ("be brief", *words))]
+
+    for start in (0, 1):
+        row = {"chosen": turns("two?", "2")[start:], "rejected": turns("three?", "3")[start:]}
+        with pytest.raises(DataError, match="x:1: chosen and rejected begin with different questions"):
+            as_pair(row, origin="x:1")
+        assert as_pair({**row, "rejected": turns("two?", "3")[start:]}).prompt == tuple(turns("two?")[start:])
+
+
+def test_a_prompt_that_ends_in_the_answer_itself():
+    """It was resumed: scored was the answer twice, 44."""
+    talk = [{"role": "user", "content": "two and two?"}, {"role": "assistant", "content": "4"}]
+    row = {"prompt": talk, "chosen": talk[1:], "rejected": [{"role": "assistant", "content": "5"}]}
+    with pytest.raises(DataError, match="the prompt ends in `chosen` itself"):
+        as_pair(row)
+    begun = [talk[0], {"role": "assistant", "content": "It is "}]
+    assert as_pair({**row, "prompt": begun}).prompt == tuple(begun)
+
+
+def test_sides_that_name_columns():
+    """The names were trained on."""
+    row = {"prompt": "q", "response_1": "a", "response_2": "b", "chosen": "response_2", "rejected": "response_1"}
+    with pytest.raises(DataError, match="are names of columns, 'response_2' and 'response_1'"):
+        read_pairs([row])

@@ -1,14 +1,16 @@
 """What is scored of a conversation, under the templates of six families: the template's own words, asked of it and not searched
 by letters; start and end once; nothing that a row says lost without a word."""
 
+import threading
 import warnings
+from datetime import datetime
 
 import pytest
 
 from multiref.data import Conversation
 from multiref.errors import DataError, ModelError, MultirefWarning
 from multiref.models import Tokenisation, encode, encode_many
-from multiref.models.chat import dates_of
+from multiref.models.chat import _another_day, dates_of
 from multiref.models.spec import TOKENISATION
 from multiref.references.identity import text_identity
 from tests.models.templates import CHATML, DATED, DEEPSEEK, GEMMA, LLAMA, MISTRAL, PARTS, QWEN, byte_tokenizer
@@ -267,6 +269,29 @@ def test_a_template_that_writes_the_date(monkeypatch):
     late = "{% if messages | length > 2 %}{{ strftime_now('%Y') }}{% endif %}" + CHATML  # no argument of it fixes that
     with pytest.warns(MultirefWarning, match="a template that writes no date"):
         text_identity("local", byte_tokenizer(late), Tokenisation())
+
+
+def test_the_day_that_one_thread_asks_about_is_no_other_s():
+    """Two that asked at once left every template of the process at the end of 1999; and who wrote meanwhile got that day."""
+    inside, done = threading.Event(), threading.Event()
+
+    def ask():
+        with _another_day():
+            inside.set()
+            done.wait(0.2)
+
+    def year():
+        return byte_tokenizer("{{ strftime_now('%Y') }}").apply_chat_template([USER], tokenize=False)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    inside.wait()
+    assert year() == str(datetime.now().year)
+    with _another_day():  # begins while the other is in it, and ends behind it
+        done.set()
+        thread.join()
+        assert year() == "1999"
+    assert year() == str(datetime.now().year)
 
 
 TURNS = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"

@@ -4,7 +4,7 @@ same."""
 import copy
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 
 import pytest
@@ -12,8 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models import completion_logps, score_completions, score_tokens, token_logps
+from multiref.models import Generation, completion_logps, score_completions, score_tokens, token_logps
+from multiref.models.architecture import evaluating, left_as_it_was, run, with_forward
 from multiref.models.encoding import Encoded
+from multiref.models.sampling import draw
+from multiref.models.witness import Witness
 from tests.conftest import make_gpt2, make_llama
 from tests.models.naive import naive_logps, naive_token_logps
 
@@ -254,10 +257,19 @@ def test_a_context_without_tokens_is_refused():
         completion_logps(make_llama(VOCABULARY), [Encoded((), ((1,),), (False,))])
 
 
-def test_threads_that_score_with_one_model_get_their_own_rows():
-    """Two were given the second one's scores, up to 16 nats off, and the head was left as the first had replaced it."""
+@pytest.mark.parametrize("beside", ["scores", "draws"])
+def test_threads_that_use_one_model_get_their_own_rows(beside):
+    """Two were given the second one's scores, up to 16 nats off, and the head was left as the first had replaced it; who drew
+    while another scored was given scores for logits."""
     model, batches = make_llama(VOCABULARY), [random_batch(seed, items=2) for seed in (10, 11)]
-    expected = [score_completions(model, batch) for batch in batches]
+
+    def use(batch):
+        if batch is batches[0] or beside == "scores":
+            return score_completions(model, batch)
+        rows = draw(model, [each.prompt_ids for each in batch], Generation(4), ends=(), generator=torch.Generator())
+        return torch.tensor([logps for _, logps in rows])
+
+    expected = [use(batch) for batch in batches]
     both = threading.Barrier(2)
 
     def meet(*_):
@@ -266,8 +278,55 @@ def test_threads_that_score_with_one_model_get_their_own_rows():
 
     model.model.embed_tokens.register_forward_pre_hook(meet)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda batch: score_completions(model, batch), batches))
+        found = list(pool.map(use, batches))
     assert all(map(torch.equal, found, expected)) and "forward" not in vars(model.lm_head)
+
+
+def test_what_a_pass_has_changed_is_put_back_before_another_thread_s_turn():
+    """It would read rows with the frequencies of the longer one before it."""
+    model, seen = make_llama(VOCABULARY), []
+    model.longest = 0
+    model.register_forward_pre_hook(lambda module, given: seen.append(module.longest))
+    with ThreadPoolExecutor(1) as pool:
+        with left_as_it_was(model) as changed:
+            run(model, input_ids=torch.tensor([[1, 2, 3]]))
+            model.longest = 3
+            other = pool.submit(run, model, input_ids=torch.tensor([[1]]))
+            wait([other], 0.1)
+        other.result()
+    assert seen == [0, 0] and any(changed)
+
+
+def test_a_copy_has_the_models_own_head():
+    """An audit copies a model to compute in float32: made while another thread scored, the copy kept that thread's head."""
+    model, inside, done = make_llama(VOCABULARY), threading.Event(), threading.Event()
+
+    def score():
+        with with_forward(model.lm_head, lambda hidden: hidden):
+            inside.set()
+            done.wait(0.1)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(score)
+        inside.wait()
+        copied = Witness(model, 1).widened(torch.float64).model
+        done.set()
+        other.result()
+    assert "forward" not in vars(copied.lm_head)
+
+
+def test_a_model_trains_again_when_the_last_thread_has_evaluated_it():
+    """Who came first put it into training mode while the other still scored: with dropout, from then on."""
+    model = make_gpt2(VOCABULARY).train()
+    model.transformer.h[0].eval()
+    before = [module.training for module in model.modules()]
+    first, second = evaluating(model), evaluating(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(module.training for module in model.modules())
+    second.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == before
 
 
 def test_a_token_that_the_model_reads_and_does_not_predict():

@@ -2,6 +2,7 @@
 that decides nothing is not; and the policy's generators, weights and later mode are as they were."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 import multiref as mr
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import LanguageModel, completion_logps, encode
-from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode
+from multiref.models.architecture import run
+from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise, set_evaluation_mode, zeros_moved
 from multiref.models.small import small_llama, word_tokenizer
 from multiref.references.scores import SequenceScores, content_keys
 from tests.training.world import END, WORDS, word_trainer
@@ -252,3 +254,16 @@ def test_layers_that_recompute_train_alone_and_evaluate_inside(tmp_path):
     assert len(ran) == 4  # each layer forward twice a pass: it was recomputed
     model.eval()
     assert not any(module.training for module in model.modules())
+
+
+def test_zeros_are_moved_for_no_other_thread():
+    """A reward model's new head is moved while it is audited; who scored meanwhile was given that head's rewards."""
+    model = small_llama(9)
+    model.model.norm.weight.data.zero_()
+    row = torch.tensor([[1, 2]])
+    with ThreadPoolExecutor(1) as pool:
+        with torch.no_grad(), zeros_moved(model):
+            other = pool.submit(run, model, input_ids=row)
+            wait([other], 0.1)
+            assert run(model, input_ids=row).logits.any()
+        assert not other.result().logits.any()

@@ -59,6 +59,8 @@ def test_token_scores_sum_over_each_completion():
     tokens = torch.tensor([[-1.0, -2.0, -4.0, -8.0, -16.0]])
     scores = TokenScores(("a",), content_keys("xyz", "xyz"), torch.tensor([0, 2, 2, 5]), tokens)
     assert scores.summed().tolist() == [[-3.0, 0.0, -28.0]]
+    tokens[0, 1] = -torch.inf  # a token that is forbidden; those behind it were NaN
+    assert scores.summed().tolist() == [[-torch.inf, 0.0, -28.0]]
     with pytest.raises(ArgumentError, match=r"expected \[K, T\] = \(1, 4\)"):
         TokenScores(("a",), content_keys("xyz", "xyz"), torch.tensor([0, 2, 2, 4]), tokens)
 

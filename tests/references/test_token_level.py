@@ -13,6 +13,7 @@ from tests.conftest import make_llama, make_tokenizer
 from tests.references.doubles import Companion
 
 TEXTS = [("the cat sat", " on the mat"), ("what is two", " plus three? five."), ("", "Once upon a time"), ("the dog", " sat")]
+FORBIDDEN = torch.tensor([7])  # a token of none of them
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,22 @@ def test_tokens_that_a_model_forbids_cost_nothing_or_everything():
     logps = torch.tensor([[[0.5, 0.5, 0.0]], [[0.25, 0.25, 0.5]]]).log()
     found = _measured(("a", "b"), logps, torch.tensor([1]), torch.tensor([0.5, 0.5]).double())
     assert found.kl == ((0.0, pytest.approx(math.log(2))), (math.inf, 0.0))
+
+
+def test_a_reference_that_forbids_a_token(models):
+    """KL from it is a sum over what it allows; KL to it is infinite. Both were NaN, 0 · log 0."""
+    masked = LanguageModel(make_llama(len(models["a"].tokenizer), seed=1), models["a"].tokenizer, "masked")
+    masked.model.lm_head.register_forward_hook(lambda module, given, logits: logits.index_fill(-1, FORBIDDEN, -torch.inf))
+    found = measure_token_level(References({"a": models["a"], "masked": masked}), TEXTS)
+    kl = []
+    for prompt, completion in TEXTS:
+        context, whole = (masked.tokenizer(text)["input_ids"] for text in (prompt, prompt + completion))
+        for place in range(len(context), len(whole) + 1):
+            row = torch.tensor([whole[:place]])
+            p, q = (each.model(row).logits[0, -1].double().log_softmax(-1).detach() for each in (masked, models["a"]))
+            kl.append(float(sum(a.exp() * (a - b) for a, b in zip(p, q) if a > -torch.inf)))
+    assert found.kl[1][0] == pytest.approx(sum(kl) / len(kl), abs=1e-5)
+    assert found.kl[0][1] == found.kl_error[0][1] == math.inf and found.kl[1][1] == 0
 
 
 def test_a_reference_agrees_with_itself(models):

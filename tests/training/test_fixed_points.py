@@ -15,7 +15,7 @@ from multiref.training import Preference, PreferenceData, mrpo
 from multiref.training.renormalised import renormalised_scores
 from tests.conftest import make_llama, make_tokenizer
 from tests.training.names import names_world
-from tests.training.world import random_world, train_to_the_end
+from tests.training.world import World, random_world, train_to_the_end
 
 BETA = 0.5
 SLOW = pytest.mark.slow
@@ -39,6 +39,17 @@ def test_population_preferences_end_at_the_optimum_that_the_regularizer_claims(r
     policy = train_to_the_end(world, regularizer, tmp_path, beta=BETA, steps=150)
     assert world.kl_to(world.policy(), optimum) > 0.05
     assert world.kl_to(policy, optimum) < 1e-3
+
+
+def test_a_table_that_forbids_answers_ends_at_its_optimum(tmp_path):
+    """Its weights of −∞ are probabilities of zero, and no sign that training diverged."""
+    world = random_world(2, seed=3)
+    some = torch.tensor([0, 2, 3, 4, 7, 8])
+    logps = world.ref_logps[:, some].log_softmax(-1)
+    world = World(world.vocabulary, world.length, logps, world.reward[some], some)
+    optimum = mr.exact.solve(world.reward, logps, mr.ReverseKL((0.3, 0.7)), beta=BETA).log_policy
+    policy = train_to_the_end(world, mr.ReverseKL((0.3, 0.7)), tmp_path, beta=BETA, steps=150)
+    assert int(policy.table.isneginf().sum()) == 3 and world.kl_to(policy, optimum) < 1e-3
 
 
 def test_mrpo_ends_at_the_harmonic_tilt_and_not_at_the_optimum(tmp_path):

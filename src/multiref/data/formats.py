@@ -162,7 +162,8 @@ def messages(value: Any, where: str) -> Any:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return value
     turns = [without_nulls(each) if isinstance(each, list) else each for each in value]
-    return [_message(each) if isinstance(each, Mapping) and "from" in each and "role" not in each else each for each in turns]
+    shared = [isinstance(each, Mapping) and "from" in each and "role" not in each for each in turns]
+    return [_message(each, where) if theirs else each for each, theirs in zip(turns, shared)]
 
 
 def wanted_columns(names: Sequence[str], columns: Mapping[str, object], others: Sequence[str]) -> list[str]:
@@ -198,6 +199,8 @@ def _talk(text: str, where: str) -> Any:
 
 def _trl(row: Row, where: str) -> Iterator[Row]:
     chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str) and {chosen, rejected} <= row.keys():
+        raise DataError(f"{where}: chosen and rejected are names of columns, {chosen!r} and {rejected!r}; expected the texts.")
     made = {**row, "chosen": messages(chosen, where), "rejected": messages(rejected, where)}
     if row.get("prompt") is not None:
         made["prompt"] = messages(row["prompt"], where)
@@ -224,10 +227,17 @@ def _kind(row: Row) -> str:
     return f"chosen, rejected; the prompt is what both begin with; {shape}"
 
 
-def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
-    role = str(turn["from"]).strip().lower()
+def _message(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
+    role, said = str(turn["from"]).strip().lower(), turn.get("value")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    return {"role": _ROLES.get(role, role), "content": turn.get("value"), **rest}
+    if role != "function_call":
+        return {"role": _ROLES.get(role, role), "content": said, **rest}
+    calls = parse_json(said, f"{where}: the function_call {said[:40]!r}…") if isinstance(said, str) else said
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise DataError(f'{where}: a function_call is {said!r:.60}; expected {{"name": …, "arguments": …}}, or a list of them.')
+    asked = [{"type": "function", "function": call} for call in calls]
+    return {"role": "assistant", "content": "", "tool_calls": asked, **rest}
 
 
 # ---- two answers and a label ----

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from multiref._json import parse_json
-from multiref.data.text import Conversation, Text, as_text, check_json, plain, said, without_nulls, words
+from multiref.data.text import Conversation, Message, Text, as_text, check_json, plain, said, without_nulls, words
 from multiref.errors import DataError, MultirefNotice, MultirefWarning
 
 EPSILON = "privacy_epsilon"  # the column of labels that are private already: ε of their randomised response
@@ -228,9 +228,20 @@ def _split_common(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
 def _check_sides(pair: Pair, where: str, implicit: bool) -> None:
     if pair.chosen == pair.rejected:
         raise DataError(f"{where}: chosen and rejected are the same; such a row says nothing about preference, remove it.")
+    talk = () if isinstance(pair.prompt, str) else pair.prompt
     for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         calls = not isinstance(side, str) and any(message.get("tool_calls") for message in side)
         empty = not calls and not words(side).strip()
         if empty:
             after, advice = (" after the part that both sides share", ", or give a `prompt` column") if implicit else ("", "")
             raise DataError(f"{where}: `{name}` is empty{after}; expected a completion. Remove the row{advice}.")
+        begins: Message = {} if isinstance(side, str) else side[0]
+        if implicit and begins.get("role") in ("system", "user") and all(turn["role"] != "user" for turn in talk):
+            raise DataError(
+                f"{where}: chosen and rejected begin with different questions, which would be scored as if they were answers; "
+                "expected two answers to one question. Mend the row, or remove it."
+            )
+        if begins.get("role") == "assistant" and talk[-1:] == (begins,):
+            raise DataError(
+                f"{where}: the prompt ends in `{name}` itself, which would be read twice. Remove it from the prompt."
+            )

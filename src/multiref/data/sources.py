@@ -1,5 +1,6 @@
 """Where rows are: a file, a folder of shards, a saved data set, the hub, a URL, or a data set in memory."""
 
+import json
 import os
 import re
 import tempfile
@@ -193,8 +194,6 @@ def _dataset(
 
 
 def _write_rows(rows: Iterable[Any], path: Path, name: str) -> None:
-    import json
-
     number, stream = 0, iter(rows)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         while (row := _theirs(lambda: next(stream, None), f"{name} after row {number}")) is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from multiref.decoding.bench import Bench, opened
 from multiref.decoding.request import Budget, Request, check_memory
 from multiref.errors import ArgumentError, EmptyPoolError
-from multiref.models.architecture import check_rows
+from multiref.models.architecture import check_rows, run
 from multiref.models.draws import bend, check_numbers, draw_one
 from multiref.models.encoding import Encoded, Ids
 from multiref.models.forward import uncached
@@ -110,7 +110,7 @@ def read_tokens(bench: Bench, ids: Ids, top: int = 0, *, first: int = 1) -> list
         check_rows(model, [Encoded(ids[:-1], (), ())])
     row = torch.tensor([ids])
     with at_rest(bench.models):
-        each = [m(input_ids=row[:, :-1].to(m.device), **uncached(m)).logits[0, first - 1 :] for m in bench.models]
+        each = [run(m, input_ids=row[:, :-1].to(m.device), **uncached(m)).logits[0, first - 1 :] for m in bench.models]
     width = min(logits.shape[-1] for logits in each)
     if max(ids[first:]) >= width:
         raise ArgumentError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from multiref._files import read_text
@@ -241,8 +242,6 @@ def merged(model: Any, path: str) -> Any:
 def _is_repeated(folder: Path, key: str) -> bool:
     """Whether the file has this weight under its plain name too: so PEFT writes embeddings that were resized and are among
     `modules_to_save`."""
-    from safetensors import safe_open
-
     plain = key.replace(".modules_to_save", "")
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
         return plain != key and plain in file.keys() and torch.equal(file.get_tensor(key), file.get_tensor(plain))  # noqa: SIM118

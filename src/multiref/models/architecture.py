@@ -15,6 +15,9 @@ from multiref.errors import ArgumentError, ModelError
 from multiref.models.encoding import Encoded
 
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_resting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules that will train again → so many evaluate them
+_modes = threading.Lock()
+_PLAIN = (int, float, str, type(None), Tensor)
 
 
 def unwrapped(model: Any) -> Any:
@@ -26,14 +29,41 @@ def unwrapped(model: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each is in the mode in which it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Every module in evaluation mode; when the last thread that wants that is done, each is in the mode in which it was."""
+    with _modes:
+        training = [module for module in model.modules() if module.training or module in _resting]
+        _resting.update({module: _resting.get(module, 0) + 1 for module in training})
+        model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _modes:
+            for module in training:
+                _resting[module] -= 1
+                if not _resting[module]:
+                    del _resting[module]
+                    module.training = True
+
+
+def head_of(model: Any) -> Any:
+    """The output embedding, or None."""
+    inner = unwrapped(model)
+    try:
+        return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def run(model: Any, **inputs: Any) -> Any:
+    """model(**inputs). Another thread that has the model's head replaced, or wants to, waits for its turn, and so does this."""
+    with turn(model):
+        return model(**inputs)
+
+
+def turn(model: Any) -> Any:
+    """The lock of the model's head, which models that share it have in common; of the model, where it has none."""
+    head = head_of(model)
+    return _turns.setdefault(unwrapped(model) if head is None else head, threading.RLock())
 
 
 @contextmanager
@@ -111,46 +141,36 @@ def embedding_size(model: Any) -> int | None:
     return int(size) if size is not None else len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
-class AtRest:
-    """A model's buffers and plain attributes as they are now, to be put back after a pass: some models remember the longest
-    row they have seen (rotary frequencies that grow), and a score must not depend on what was scored before. A pass that
-    changed weights (RWKV's first in evaluation mode, which notes it) is where it rests from then on."""
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[list[bool]]:
+    """Within it passes in their turn; behind it buffers and plain attributes are put back: some models remember the longest row
+    they have seen (rotary frequencies that grow), and a score must not depend on what was scored before. A pass that changed
+    weights (RWKV's first in evaluation mode, which notes it) leaves all as it is then. Gives a list: whether anything was put
+    back."""
+    found: list[bool] = []
+    with turn(model):
+        weights, before = _versions(model), [_held(module) for module in unwrapped(model).modules()]
+        yield found
+        if weights == _versions(model):
+            found += [_put_back(*each) for each in before]
 
-    _PLAIN = (int, float, str, type(None), Tensor)
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._note()
+def _held(module: nn.Module) -> tuple[nn.Module, dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN) and name != "training"}
+    return module, plain, {name: (value, value.clone()) for name, value in module._buffers.items() if value is not None}
 
-    def _note(self) -> None:
-        """How the model is now."""
-        self._weights = _versions(self._model)
-        self._modules = [
-            (
-                module,
-                {name: value for name, value in vars(module).items() if isinstance(value, self._PLAIN) and name != "training"},
-                {name: (value, value.clone()) for name, value in module._buffers.items() if value is not None},
-            )
-            for module in unwrapped(self._model).modules()
-        ]
 
-    @torch.no_grad()
-    def restore(self) -> bool:
-        """Puts back what has changed; whether anything had."""
-        if self._weights != _versions(self._model):
-            self._note()
-            return False
-        changed = False
-        for module, attributes, buffers in self._modules:
-            for name, value in attributes.items():
-                now = module.__dict__.get(name)
-                if now is not value and (isinstance(now, Tensor) or isinstance(value, Tensor) or now != value):
-                    module.__dict__[name], changed = value, True
-            for name, (buffer, content) in buffers.items():
-                if module._buffers.get(name) is not buffer or not torch.equal(buffer, content):
-                    module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer), True
-                    module._buffers[name].copy_(content)
-        return changed
+@torch.no_grad()
+def _put_back(module: nn.Module, plain: dict[str, Any], buffers: dict[str, tuple[Tensor, Tensor]]) -> bool:
+    changed = False
+    for name, value in plain.items():
+        now = module.__dict__.get(name)
+        if now is not value and (isinstance(now, Tensor) or isinstance(value, Tensor) or now != value):
+            module.__dict__[name], changed = value, True
+    for name, (buffer, content) in buffers.items():
+        if module._buffers.get(name) is not buffer or not torch.equal(buffer, content):
+            module._buffers[name], changed = (content.clone() if buffer.is_inference() else buffer.copy_(content)), True
+    return changed
 
 
 def _versions(model: nn.Module) -> int:

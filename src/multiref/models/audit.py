@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from multiref.errors import ModelError
@@ -137,10 +138,10 @@ def audit_layout(
         return Audit("alone", False, 0, False, Span(), (), {}, "")
     check_buffers(inner)
     audit = _Auditor(inner, plan, logits_budget, everything).run(scores)
-    for key, other in [entry for entry in past if entry[0] == state and entry[1].layout == audit.layout]:
-        past.remove((key, other))
+    alike = [entry for entry in past if entry[0] == state and entry[1].layout == audit.layout]
+    for _, other in alike:
         audit = replace(audit, span=audit.span.joined(other.span))
-    past.append((state, audit))
+    past[:] = [*(entry for entry in past if entry not in alike), (state, audit)]
     if audit.layout != "shared":
         _log.warning("%s: %s", type(inner).__name__, audit.summary())
     return audit
@@ -343,8 +344,6 @@ def _state(model: Any) -> Any:
 
 
 def _of_all_ranks(encoded: Sequence[Encoded]) -> list[Encoded]:
-    import torch.distributed as dist
-
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, list(encoded))
     return [item for rows in gathered for item in rows]

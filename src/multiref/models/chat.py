@@ -6,6 +6,7 @@ around them is its own. Nothing is searched for by an answer's letters.
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from multiref.models.spec import Tokenisation
 Messages = tuple[dict[str, Any], ...]
 T = TypeVar("T")
 _MARK = "multiref9here"  # words that no template writes
+_clock = threading.RLock()
 # arguments of transformers' call, which no template sees (or ours)
 _RESERVED = {
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages", "padding",
@@ -306,17 +308,19 @@ def dates_of(tokenizer: Any, tokenisation: Tokenisation, write: Callable[[Tokeni
 
 @contextmanager
 def _another_day() -> Iterator[None]:
-    """Within it templates are told that it is the last day of 1999."""
+    """Within it templates that this thread writes are told that it is the last day of 1999."""
     home: Any = import_module("transformers.utils.chat_template_utils")
-    real = home.datetime
+    with _clock:
+        real, here = home.datetime, threading.get_ident()
 
-    class Then(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> "Then":
-            return cls(1999, 12, 31, 23, 58, 57, tzinfo=tz)
+        class Then(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+                elsewhen = cls(1999, 12, 31, 23, 58, 57, tzinfo=tz)
+                return elsewhen if threading.get_ident() == here else real.now(tz)
 
-    home.datetime = Then
-    try:
-        yield
-    finally:
-        home.datetime = real
+        home.datetime = Then
+        try:
+            yield
+        finally:
+            home.datetime = real

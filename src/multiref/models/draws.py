@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError
-from multiref.models.architecture import evaluating, takes
+from multiref.models.architecture import evaluating, run, takes
+from multiref.models.encoding import Ids
 from multiref.models.spec import Generation
 
-Ids = tuple[int, ...]
 TILTS = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5, 1.0)
 DELTA = 1e-6  # share of honest runs that would be refused
 ROUNDING, COARSE = (5e-3, 1e-3), (1.5, 0.1)  # nats a token, at most and on average: in float32, and in other arithmetic
@@ -157,7 +157,7 @@ def _look(model: Any, context: Ids, ids: Ids, at: int, generation: Generation, e
     device = next(model.parameters()).device
     keep = {"logits_to_keep": len(ids) + 1} if "logits_to_keep" in takes(model) else {}
     with evaluating(model):
-        logits = model(input_ids=torch.tensor([[*context, *ids]], device=device), use_cache=False, **keep).logits[0]
+        logits = run(model, input_ids=torch.tensor([[*context, *ids]], device=device), use_cache=False, **keep).logits[0]
     end, label = (torch.tensor(list(each), device=device, dtype=torch.long) for each in (ends, ids))
     logits, first, step = logits[-len(ids) - 1 : -1], max(0, generation.min_new_tokens - at), max(1, 2**24 // logits.shape[-1])
     starts = sorted({0, *range(first, len(ids), step), *range(0, min(first, len(ids)), step)})

@@ -14,6 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from multiref._files import MIB, decode, open_file, unusable_name
 from multiref._json import parse_json
 from multiref.errors import ModelError, MultirefError
@@ -251,8 +253,6 @@ def _without_mark(path: Path) -> bytes:
 
 
 def _read_header(path: Path) -> dict[str, Shape]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (it is no mapping)
@@ -275,8 +275,6 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
 
 def _check_once(folder: Path, held: Mapping[str, Mapping[str, Shape]]) -> None:
     """ModelError where two files of an index hold one weight, and not the same numbers: it is not said which is meant."""
-    from safetensors import safe_open
-
     first: dict[str, str] = {}
     for key, name in ((key, name) for name, keys in held.items() for key in keys):
         if first.setdefault(key, name) == name:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref.errors import ModelError
-from multiref.models.architecture import embedding_size, takes, unwrapped, with_forward, without_extras
-from multiref.models.encoding import Encoded, context_of
+from multiref.models.architecture import embedding_size, head_of, run, takes, unwrapped, with_forward, without_extras
+from multiref.models.encoding import context_of
 from multiref.models.head import label_logps
-from multiref.models.rows import Rows, lay_out
+from multiref.models.rows import Rows
 
 LOGITS_BUDGET = 2**24  # elements of one block of logits: 64 MiB in float32
 
@@ -54,7 +54,8 @@ def plain_logps(
 
     with with_forward(head, watched) if head is not None else nullcontext():
         try:
-            logits = getattr(model(input_ids=torch.tensor([row], device=device_of(model)), **uncached(model)), "logits", None)
+            ids = torch.tensor([row], device=device_of(model))
+            logits = getattr(run(model, input_ids=ids, **uncached(model)), "logits", None)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever its code raises on what every causal language model takes
@@ -100,23 +101,6 @@ def forward_logps(model: nn.Module, rows: Rows, *, head: bool, vocabulary: int, 
     return _captured_logps(model, rows, vocabulary, budget) if head else _whole_logps(model, rows, vocabulary, budget)
 
 
-def batch_logps(
-    model: nn.Module, items: Sequence[Encoded], *, shared: bool, head: bool, vocabulary: int, budget: int, width: int = 0
-) -> Tensor:
-    """[n] token log-probabilities of these items in one pass, laid out as `lay_out` does."""
-    rows = lay_out(items, shared=shared, width=width, device=device_of(model))
-    return forward_logps(model, rows, head=head, vocabulary=vocabulary, budget=budget)
-
-
-def head_of(model: Any) -> Any:
-    """The output embedding, or None."""
-    inner = unwrapped(model)
-    try:
-        return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    except (AttributeError, NotImplementedError):
-        return None
-
-
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -131,7 +115,7 @@ def uncached(model: Any) -> dict[str, Any]:
 def probed(model: Any, most: int = 16) -> Tensor:
     """[1, T, V]: the logits of a few tokens, as many as that where the model's context holds them."""
     ids = torch.arange(1, 1 + min(most, context_of(model.config) or most), device=device_of(model))[None]
-    logits: Tensor = model(input_ids=ids * 7919 % (embedding_size(model) or 2), **uncached(model)).logits
+    logits: Tensor = run(model, input_ids=ids * 7919 % (embedding_size(model) or 2), **uncached(model)).logits
     return logits
 
 
@@ -174,7 +158,7 @@ def _captured_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) 
         return _module_logps(original, wanted, labels, budget // max(vocabulary, 1))[None, :, None]
 
     with with_forward(head, head_logps):
-        logps: Tensor = model(**inputs_of(model, rows)).logits.flatten()
+        logps: Tensor = run(model, **inputs_of(model, rows)).logits.flatten()
     return logps
 
 
@@ -199,9 +183,8 @@ def _whole_logps(model: nn.Module, rows: Rows, vocabulary: int, budget: int) -> 
     inputs = inputs_of(model, rows)
     for a in range(0, len(rows.input_ids), step):
         inside = ((rows.where >= a * width) & (rows.where < (a + step) * width)).nonzero()[:, 0]
-        logits = model(
-            **{name: value[a : a + step] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        ).logits
+        some = {name: value[a : a + step] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        logits = run(model, **some).logits
         logps.append(gather(logits.flatten(0, 1)[(rows.where[inside] - a * width).to(logits.device)], rows.labels[inside]))
         order.append(inside)
     return torch.cat(logps)[torch.cat(order).argsort()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from multiref.errors import ArgumentError, ModelError, MultirefWarning
 from multiref.models.adapters import adapter_folder, check_base, merged, on_base, own_tokenizer, put_adapter
@@ -125,8 +126,6 @@ def as_dtype(dtype: str) -> torch.dtype:
 
 def load_tokenizer(what: str | os.PathLike[str] | ModelSpec) -> Any:
     """The tokenizer alone: an adapter's own where its folder has one, and its own chat template; else its base's."""
-    import transformers
-
     spec = on_base(ModelSpec.of(what))
     if spec.adapter is not None:
         folder, template = own_tokenizer(spec.adapter)
@@ -154,8 +153,6 @@ def _folder(spec: ModelSpec) -> Path:
 def _classes(spec: ModelSpec) -> tuple[Any, Any]:
     """Which class reads the configuration, and which the model: transformers' automatic ones, or our own table or product of
     experts."""
-    import transformers
-
     kind = check_files(_folder(spec)).config.get("model_type")
     if kind == "multiref_tabular":
         from multiref.models.tabular import Tabular, TabularConfig
@@ -170,8 +167,6 @@ def _classes(spec: ModelSpec) -> tuple[Any, Any]:
 
 def _read(kind: Any, spec: ModelSpec, **options: Any) -> Any:
     """A configuration or tokenizer, under the name by which it was asked for."""
-    import transformers
-
     folder = _folder(spec)
     settings = read_object(file) if (file := folder / "tokenizer_config.json").is_file() else {}
     with reading(spec.path):
@@ -253,7 +248,6 @@ def _differences(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> I
 
 def _causal_class(config: Any, spec: ModelSpec) -> Any:
     """Which class reads the weights. ModelError unless the configuration says that it is a causal language model."""
-    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     named = getattr(config, "architectures", None) or []
@@ -277,8 +271,6 @@ def _causal_class(config: Any, spec: ModelSpec) -> Any:
 
 def count_parameters(what: str | os.PathLike[str] | ModelSpec) -> int | None:
     """Of a model folder or hub id, from its configuration alone; None where that does not say."""
-    import transformers
-
     spec = on_base(ModelSpec.of(what))
     try:
         with torch.device("meta"):

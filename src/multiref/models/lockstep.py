@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from multiref.models.architecture import evaluating
+from multiref.models.encoding import Ids
 from multiref.models.sampling import Reader
 from multiref.models.spec import Generation
-
-Ids = tuple[int, ...]
 
 
 class Lockstep:

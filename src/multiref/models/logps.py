@@ -2,6 +2,7 @@
 at once, planned, audited, batched, run without gradients, put back in order."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from multiref._progress import tell
 from multiref.errors import ModelError
-from multiref.models.architecture import AtRest, check_rows, evaluating
+from multiref.models.architecture import check_rows, evaluating, left_as_it_was, run
 from multiref.models.audit import Audit, audit_layout, token_budget_of
 from multiref.models.batching import Layout, plan_batches
 from multiref.models.encoding import Encoded
-from multiref.models.forward import LOGITS_BUDGET, batch_logps, check_labels, device_of, forward_logps, uncached
+from multiref.models.forward import LOGITS_BUDGET, check_labels, device_of, forward_logps, uncached
 from multiref.models.rows import Rows, lay_out
 from multiref.models.witness import Scores
 
@@ -67,7 +68,7 @@ def completion_logits(model: nn.Module, item: Encoded, index: int = 0) -> Tensor
     """[T, V]: the logits from which each token of one completion is predicted, as the model gives them: a plain row."""
     context = item.context(index)
     ids = torch.tensor([[*context, *item.completions[index]]], device=device_of(model))
-    logits: Tensor = model(input_ids=ids, **uncached(model)).logits[0, len(context) - 1 : -1]
+    logits: Tensor = run(model, input_ids=ids, **uncached(model)).logits[0, len(context) - 1 : -1]
     return logits
 
 
@@ -81,19 +82,17 @@ def audited(model: nn.Module, batch: Sequence[Encoded], *, layout: Layout | None
     return replace(audit, layout=layout)
 
 
-def in_order(model: nn.Module, batch: Sequence[Encoded], audit: Audit, run: Callable[[Rows], Tensor]) -> tuple[Tensor, Tensor]:
-    """What `run` gives for each completion token of a forward pass, [n, …] over the passes that the layout asks for (one, but
+def in_order(model: nn.Module, batch: Sequence[Encoded], audit: Audit, read: Callable[[Rows], Tensor]) -> tuple[Tensor, Tensor]:
+    """What `read` gives for each completion token of a forward pass, [n, …] over the passes that the layout asks for (one, but
     where rows stand alone), in the order of the completions; and the completion to which each belongs [n]."""
     device = device_of(model)
-    rest = AtRest(model) if audit.stateful else None
     found, owners = [], [torch.zeros(0, dtype=torch.long, device=device)]
     for part in plan_batches(batch, audit.layout, ONE_PASS, always=True):
         rows = lay_out(part.items, shared=part.shared, device=device)
-        found.append(run(rows))
+        with left_as_it_was(model) if audit.stateful else nullcontext():
+            found.append(read(rows))
         places = torch.tensor([place for places in part.places for place in places], device=device)
         owners.append(places[rows.owner])
-        if rest is not None:
-            rest.restore()
     owner = torch.cat(owners)
     order = owner.argsort(stable=True)
     return (torch.cat(found)[order] if found else torch.zeros(0, device=device)), owner[order]
@@ -104,8 +103,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, int]:
     """Token log-probabilities [n], the completion that each belongs to [n], and the number of completions."""
     audit = audited(model, batch, layout=layout, share=share)
-    run = partial(forward_logps, model, head=audit.head, vocabulary=audit.vocabulary, budget=budget)
-    logps, owner = in_order(model, batch, audit, run)
+    read = partial(forward_logps, model, head=audit.head, vocabulary=audit.vocabulary, budget=budget)
+    logps, owner = in_order(model, batch, audit, read)
     return logps, owner, sum(len(item.completions) for item in batch)
 
 
@@ -156,16 +155,14 @@ def score_tokens(
     check_labels(model, (ids for item in encoded for ids in item.completions), audit.vocabulary)
     logps: list[Tensor] = [torch.empty(0)] * sum(len(item.completions) for item in encoded)
     with torch.inference_mode(), evaluating(model):
-        rest, done = AtRest(model) if audit.stateful else None, 0
+        done = 0
         for batch in plan_batches(encoded, audit.layout, budget, within=within):
             values = known.pop((batch, audit.head), None) if known else None
             if values is None:
-                found = batch_logps(
-                    model, batch.items, shared=batch.shared, head=audit.head, vocabulary=audit.vocabulary, budget=logits_budget
-                )
+                rows = lay_out(batch.items, shared=batch.shared, device=device_of(model))
+                with left_as_it_was(model) if audit.stateful else nullcontext():
+                    found = forward_logps(model, rows, head=audit.head, vocabulary=audit.vocabulary, budget=logits_budget)
                 values = list(found.cpu().split([len(ids) for item in batch.items for ids in item.completions]))
-                if rest is not None:
-                    rest.restore()
             for place, value in zip((place for places in batch.places for place in places), values):
                 logps[place] = value
             done += len(values)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from multiref.errors import ArgumentError, ModelError
+from multiref.models.architecture import turn
 from multiref.models.encoding import Encoded
 from multiref.models.forward import plain_logps
 from multiref.models.witness import largest_gap
@@ -193,18 +194,19 @@ def _plain(state: Any) -> Any:
 
 @contextmanager
 def zeros_moved(model: nn.Module) -> Iterator[None]:
-    """Trainable entries that are exactly zero get small values of both signs."""
+    """Trainable entries that are exactly zero get small values of both signs; other threads' passes wait."""
     kept = []
-    for parameter in model.parameters():
-        here: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # this rank's part
-        if parameter.requires_grad and bool((zero := here == 0).any()):
-            kept.append((here, zero, here[zero]))
-            here[zero] = (0.02 * torch.arange(len(kept[-1][2]), device=here.device).cos()).to(here)
-    try:
-        yield
-    finally:
-        for here, zero, values in kept:
-            here[zero] = values
+    with turn(model):
+        for parameter in model.parameters():
+            here: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # this rank's part
+            if parameter.requires_grad and bool((zero := here == 0).any()):
+                kept.append((here, zero, here[zero]))
+                here[zero] = (0.02 * torch.arange(len(kept[-1][2]), device=here.device).cos()).to(here)
+        try:
+            yield
+        finally:
+            for here, zero, values in kept:
+                here[zero] = values
 
 
 @dataclass

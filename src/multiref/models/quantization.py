@@ -1,6 +1,7 @@
 """Weights in int8 or int4, by torch on the CPU or by bitsandbytes; a quantisation that changes nothing is refused."""
 
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,11 +38,9 @@ def quantization_options(quantization: str | None, device: torch.device, dtype: 
         return {}
     if device.type not in ("cuda", "cpu"):
         raise ModelError(f"quantization {quantization!r} needs a CUDA device or the CPU, found {device.type}; load without it.")
-    import importlib.util
-
     import transformers
 
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if find_spec("bitsandbytes") is None:
         raise ModelError(f"quantization {quantization!r} needs the package bitsandbytes; install it, or load without it.")
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     config = transformers.BitsAndBytesConfig(**(four if quantization == "int4" else {"load_in_8bit": True}))

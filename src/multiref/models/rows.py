@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multiref.models.encoding import Encoded
-
-_Row = tuple[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]  # a prompt, and which completions follow it
+from multiref.models.encoding import Encoded, Ids
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Rows:
     where:  [n] flat position (row · T + column) whose hidden state predicts the token
     labels: [n] the token
     owner:  [n] the completion to which it belongs, counted over the batch
-    completions: how many there are
     padded: whether any row is shorter than T
     """
 
@@ -33,22 +31,22 @@ class Rows:
     where: Tensor
     labels: Tensor
     owner: Tensor
-    completions: int
     padded: bool
 
 
 def row_length(encoded: Encoded, *, shared: bool) -> int:
     """Tokens that the longest row of this prompt takes."""
-    rows = _contexts(encoded) if shared else [(prompt, [index]) for prompt, indices in _contexts(encoded) for index in indices]
-    return max((len(prompt) + sum(len(encoded.completions[i]) for i in indices) for prompt, indices in rows), default=0)
+    rows = _rows_of(encoded, shared)
+    return max((len(prompt) + sum(len(encoded.completions[i]) for i in some) for prompt, some in rows), default=0)
 
 
-def _contexts(encoded: Encoded) -> list[tuple[tuple[int, ...], list[int]]]:
-    """The different prompts of an `Encoded` (more than one only where truncation cut them differently) and whose they are."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _rows_of(encoded: Encoded, shared: bool) -> list[tuple[Ids, list[int]]]:
+    """The prompt of each row of an `Encoded`, and which completions follow it. Shared there is more than one only where
+    truncation cut the prompt differently."""
+    groups: dict[Ids, list[int]] = {}
     for index in range(len(encoded.completions)):
         groups.setdefault(encoded.context(index), []).append(index)
-    return list(groups.items())
+    return [(prompt, some) for prompt, own in groups.items() for some in ([own] if shared else [[index] for index in own])]
 
 
 def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: torch.device | str = "cpu") -> Rows:
@@ -57,30 +55,31 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: t
     Shared: a row is prompt, completion 1, completion 2, …; a completion's positions restart after the prompt, and it sees the
     prompt and itself. The prompt's last hidden state predicts the first token of each. Separate: a row is prompt, completion.
     """
-    rows: list[_Row] = []
+    pieces: list[Ids] = []  # of each row the prompt, then completions
+    owners: list[int] = []  # the completion that a piece is; -1: a prompt
     count = 0
     for encoded in batch:
-        for prompt, indices in _contexts(encoded):
-            members = [(count + index, encoded.completions[index]) for index in indices]
-            rows += [(prompt, members)] if shared else [(prompt, [member]) for member in members]
+        for prompt, some in _rows_of(encoded, shared):
+            pieces += [prompt, *(encoded.completions[index] for index in some)]
+            owners += [-1, *(count + index for index in some)]
         count += len(encoded.completions)
 
-    lengths = [len(prompt) + sum(len(ids) for _, ids in members) for prompt, members in rows]
-    width = max([width, *lengths])
-    input_ids, position_ids, attention_mask, segments = np.zeros((4, len(rows), width), dtype=np.int64)
-    where, labels = ([np.zeros(0, np.int64) for _ in range(count)] for _ in range(2))  # in the order of the completions
-    for row, (prompt, members) in enumerate(rows):
-        attention_mask[row, : lengths[row]] = 1
-        column = begin = len(prompt)
-        input_ids[row, :begin], position_ids[row, :begin] = prompt, np.arange(begin)
-        for segment, (owner, ids) in enumerate(members, 1):
-            part = slice(column, column + len(ids))
-            input_ids[row, part], segments[row, part] = ids, segment
-            position_ids[row, part] = np.arange(begin, begin + len(ids))
-            labels[owner] = input_ids[row, part]
-            where[owner] = row * width + np.arange(column - 1, part.stop - 1)
-            where[owner][:1] = row * width + begin - 1
-            column = part.stop
+    owner, lengths = np.array(owners, np.int64), np.fromiter(map(len, pieces), np.int64, len(pieces))
+    heads, starts = np.flatnonzero(owner < 0), lengths.cumsum() - lengths
+    row_of = np.cumsum(owner < 0) - 1
+    widths = np.bincount(row_of, lengths, len(heads)).astype(np.int64)
+    width = max(width, int(widths.max(initial=0)))
+    # each of these has one number a token
+    piece = np.repeat(np.arange(len(pieces)), lengths)
+    ids = np.fromiter(chain.from_iterable(pieces), np.int64, len(piece))
+    head, at, row = heads[row_of][piece], np.arange(len(piece)), row_of[piece]
+    within, column, begin = at - starts[piece], at - starts[head], lengths[head]
+    position, before = np.where(piece > head, within + begin, within), np.where(within > 0, column, begin) - 1
+    input_ids, position_ids, attention_mask, segments = np.zeros((4, len(heads), width), np.int64)
+    for filled, values in ((input_ids, ids), (position_ids, position), (attention_mask, 1), (segments, piece - head)):
+        filled[row, column] = values
+    chosen = np.flatnonzero(piece > head)
+    chosen = chosen[owner[piece[chosen]].argsort(kind="stable")]  # completions in their order, where several share a row
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -90,11 +89,10 @@ def lay_out(batch: Sequence[Encoded], *, shared: bool, width: int = 0, device: t
         position_ids=tensor(position_ids),
         attention_mask=tensor(attention_mask),
         mask=_mask(tensor(segments)) if shared else None,
-        where=tensor(np.concatenate([np.zeros(0, np.int64), *where])),
-        labels=tensor(np.concatenate([np.zeros(0, np.int64), *labels])),
-        owner=tensor(np.repeat(np.arange(count), list(map(len, labels)))),
-        completions=count,
-        padded=any(length < width for length in lengths),
+        where=tensor((row * width + before)[chosen]),
+        labels=tensor(ids[chosen]),
+        owner=tensor(owner[piece[chosen]]),
+        padded=bool((widths < width).any()),
     )
 
 

@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from transformers import StaticCache
 
 from multiref.errors import ArgumentError, ModelError
-from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, takes, unwrapped, without_extras
+from multiref.models.architecture import cache_argument, cache_of, check_rows, evaluating, run, takes, unwrapped, without_extras
 from multiref.models.draws import COARSE, ROUNDING, bend, check_draws, check_numbers, draw_one
 from multiref.models.encoding import Encoded, Ids, as_tokenizer, context_of, encode_many
 from multiref.models.spec import TOKENISATION, Generation, Tokenisation
@@ -273,8 +274,6 @@ class Reader:
         self.cache: Any = None
         self._doubted = False  # whether rows were re-ordered, for the first time, and nothing was read since
         if self.static:
-            from transformers import StaticCache
-
             self.cache = StaticCache(config=inner.config.get_text_config(), max_cache_len=width + room)
 
     def read_prompts(self) -> Tensor:
@@ -355,7 +354,7 @@ class Reader:
         if "logits_to_keep" in self.takes:
             inputs["logits_to_keep"] = 1
         inputs |= without_extras(self.takes)
-        out = self.model(**inputs)
+        out = run(self.model, **inputs)
         if self.cache is not None:
             _used.add(self.model)
         self.cache = cache_of(out) if self.caching else None

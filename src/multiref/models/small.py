@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from multiref.errors import ArgumentError
 
@@ -24,8 +26,6 @@ def small_llama(
 
     The global random state is left as it was.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -50,9 +50,6 @@ def word_tokenizer(words: Sequence[str], *, context: int = 32) -> Any:
 
     Token i + 1 is words[i]. There is no start or end token: score and train with `end=False`.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     vocabulary = ["<pad>", *words]
     if len(set(vocabulary)) != len(vocabulary) or any(len(word.split()) != 1 for word in vocabulary):
         raise ArgumentError(f"words: expected different words without white space, none of them <pad>; found {list(words)}")

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import psutil  # type: ignore[import-untyped]  # accelerate brings it
 import torch
 from torch import Tensor, nn
 
-from multiref.models.architecture import AtRest
+from multiref.models.architecture import left_as_it_was, turn
 from multiref.models.batching import Batch, sequence_length
 from multiref.models.encoding import Encoded
-from multiref.models.forward import Plain, batch_logps, device_of, plain_logps
+from multiref.models.forward import Plain, device_of, forward_logps, plain_logps
+from multiref.models.rows import lay_out
 
 T = TypeVar("T")
 Scores = dict[tuple[Batch, bool], list[Tensor]]
@@ -35,7 +37,6 @@ class Witness:
         self.planned: Scores = {}
         self.took: dict[tuple[Batch, bool], float] = {}
         self.stateful = False
-        self._rest = AtRest(model)
 
     def widened(self, dtype: torch.dtype) -> "Witness":
         """The same model in another dtype. NoCopy where memory does not hold it, or what it has of its own forbids it."""
@@ -46,7 +47,9 @@ class Witness:
         if len({each.device for each in parameters}) > 1 or 1.5 * need > free_memory(device_of(self.model)):
             raise NoCopy("no memory")
         try:
-            return Witness(copy.deepcopy(self.model).to(dtype), self.logits_budget, self.most)
+            with turn(self.model):  # no thread has its head replaced
+                made = copy.deepcopy(self.model)
+            return Witness(made.to(dtype), self.logits_budget, self.most)
         except torch.OutOfMemoryError:
             raise NoCopy("no memory") from None
         except Exception as error:  # quantised weights, hooks that cannot be copied
@@ -98,12 +101,14 @@ class Witness:
             at = tuple(dict.fromkeys(round(i * (len(labels) - 1) / max(1, count - 1)) for i in range(count)))
         return self._rested(lambda: plain_logps(self.model, row, labels, first, at=at))
 
-    def _in_one_pass(self, items: Sequence[Encoded], **how: Any) -> Tensor:
-        return self._rested(lambda: batch_logps(self.model, items, budget=self.logits_budget, **how)).cpu()
+    def _in_one_pass(self, items: Sequence[Encoded], *, shared: bool, width: int = 0, **how: Any) -> Tensor:
+        rows = lay_out(items, shared=shared, width=width, device=device_of(self.model))
+        return self._rested(lambda: forward_logps(self.model, rows, budget=self.logits_budget, **how)).cpu()
 
     def _rested(self, run: Callable[[], T]) -> T:
-        result = run()
-        self.stateful |= self._rest.restore()
+        with left_as_it_was(self.model) as changed:
+            result = run()
+        self.stateful |= any(changed)
         return result
 
 
@@ -145,8 +150,6 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this device could give."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # type: ignore[import-untyped]  # accelerate brings it
-
     return int(psutil.virtual_memory().available)
 
 

@@ -194,9 +194,9 @@ class TokenScores:
 
     def summed(self) -> Tensor:
         """[K, N] float64: the sums over each completion."""
-        totals = torch.zeros(len(self.names), 1 + int(self.offsets[-1]), dtype=torch.float64)
-        totals[:, 1:] = self.token_logps.double().cumsum(-1)
-        return totals[:, self.offsets[1:]] - totals[:, self.offsets[:-1]]
+        owner = torch.arange(len(self.keys)).repeat_interleave(self.offsets.diff())
+        totals = torch.zeros(len(self.names), len(self.keys), dtype=torch.float64)
+        return totals.index_add(1, owner, self.token_logps.double())
 
 
 def same_vocabulary(names: Sequence[str], vocabularies: Sequence[Mapping[str, int]]) -> None:

@@ -146,9 +146,9 @@ def _kl_matrix(logps: Tensor) -> Tensor:
 
 def standard_error(values: Tensor, groups: Tensor) -> float:
     """Of the mean of `values` [N], clusters `groups` [N] being independent: √(Σ_g (Σ_{j∈g} (v_j − v̄))² · G/(G−1)) / N; of one
-    cluster inf."""
+    cluster, and of values that are infinite, inf."""
     clusters = int(groups.max()) + 1 if len(groups) else 0
-    if clusters < 2:
+    if clusters < 2 or not bool(values.isfinite().all()):
         return float("inf")
     sums = torch.zeros(clusters, dtype=torch.float64).index_add_(0, groups, values.double() - values.double().mean())
     return float((sums.square().sum() * clusters / (clusters - 1)).sqrt()) / len(values)

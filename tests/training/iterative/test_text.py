@@ -181,6 +181,23 @@ def test_the_frozen_model_reads_some_completions_at_a_time(world, tokenizer, mon
     assert max(rows) <= 5 and sum(rows) == len(different)
 
 
+def test_features_do_not_depend_on_the_completions_beside_them(world, tokenizer):
+    """Of a model whose rows look at each other, and at padding where the other is shorter: each has a pass of its own."""
+
+    def beside(module, given):
+        return given[0] + given[0].mean(0), *given[1:]
+
+    model, x = language_model(tokenizer, 1).model, torch.arange(3)
+    y = TextPolicy(world, language_model(tokenizer).model).sample(x, 4, torch.Generator().manual_seed(0))
+    model.model.layers[-1].register_forward_pre_hook(beside)
+    reward = TextReward(world, model, (x, y))
+    found = reward._frozen(x.repeat_interleave(4), y.flatten(0, 1))
+    for row, prompt, answer in zip(found, x.repeat_interleave(4).tolist(), y.flatten(0, 1).tolist()):
+        ids = [t for t in answer if t >= 0]
+        alone = model(input_ids=torch.tensor([[*world.ids[prompt], *ids]]), output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(row, alone[0, -len(ids) :].detach().mean(0))
+
+
 def made_task(tokenizer, *, lora=LORA, counted=None):
     """Hidden reward: how many words a completion has. Two references."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     listed = found.get("shards") if is_sealed(found) else None
     if not isinstance(listed, dict):
         return {}
-    return {name: entry for name, entry in listed.items() if _SHARD.fullmatch(name) and _is_entry(entry)}
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and entry.keys() == {"rows", "bytes"} and all(type(n) is int for n in entry.values())
+    sound = [name for name, entry in listed.items() if isinstance(entry, dict) and entry.keys() == {"rows", "bytes"}]
+    return {n: listed[n] for n in sound if _SHARD.fullmatch(n) and all(type(each) is int for each in listed[n].values())}
 
 
 def rebuild(folder: Path) -> dict[str, dict[str, Any]]:
@@ -40,9 +38,8 @@ def rebuild(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / "shards").glob("*/*.parquet")):
         name = f"{path.parent.name}/{path.name}"
-        entry = known.get(name) or _describe(path)
-        if entry is not None:
-            found[name] = entry
+        with suppress(StoreError):  # a damaged shard is `verify`'s business
+            found[name] = known.get(name) or shards.describe(path)
     if found != known or not known:
         try:
             atomic.write(folder / NAME, (json.dumps(seal({"format": 1, "shards": found}), indent=0) + "\n").encode())
@@ -51,10 +48,3 @@ def rebuild(folder: Path) -> dict[str, dict[str, Any]]:
                 # nothing there and nothing writable: say so; else the shards are the truth and this a convenience
                 raise
     return found
-
-
-def _describe(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(zip(("rows", "bytes"), shards.count_rows(path)))
-    except StoreError:  # a damaged shard is `verify`'s business
-        return None

@@ -97,10 +97,10 @@ def sound(path: Path) -> bool:
         return False
 
 
-def count_rows(path: Path) -> tuple[int, int]:
-    """(rows, bytes) of a shard. StoreError for a damaged one."""
+def describe(path: Path) -> dict[str, int]:
+    """{"rows", "bytes"} of a shard. StoreError for a damaged one."""
     content = _content(path)
-    return int(_opened(content, path).metadata.num_rows), len(content)
+    return {"rows": int(_opened(content, path).metadata.num_rows), "bytes": len(content)}
 
 
 def read(path: Path, identity: str, refuted: Collection[str] = ()) -> Rows:

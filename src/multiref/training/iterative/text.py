@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from multiref.errors import ArgumentError, ModelError
 from multiref.models import Encoded, Generation, LanguageModel, Tokenisation, completion_logps
+from multiref.models.architecture import run
+from multiref.models.forward import inputs_of
+from multiref.models.logps import audited, in_order
 from multiref.models.noise import plain_rows, refuse_adapter_dropout, refuse_noise
+from multiref.models.rows import Rows
 from multiref.models.sampling import Rollout, decode_behind, draw, encode_prompts, end_ids
 from multiref.models.spec import TOKENISATION
 from multiref.models.witness import dtype_of
@@ -29,7 +33,6 @@ from multiref.training.checks import digest_of
 from multiref.training.honoured import check_trainable
 from multiref.training.iterative.state import State
 from multiref.training.iterative.task import Oracle, Policy, Task
-from multiref.training.reward.rows import pad_rows
 from multiref.training.start import check_first, held_elsewhere, identity_of, refuse_the_policy, starts_as
 
 Hidden = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
@@ -253,13 +256,15 @@ class _Hidden:
 
     @torch.no_grad()
     def _read(self, items: Sequence[Encoded]) -> Tensor:
-        ids, mask = pad_rows([(*item.prompt_ids, *item.completions[0]) for item in items], 0)
-        device = next(self.model.parameters()).device
-        out = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
-        hidden: Tensor = out.hidden_states[-1].float().cpu()
-        starts = torch.tensor([len(item.prompt_ids) for item in items])
-        kept: Tensor = (mask * (torch.arange(ids.shape[1])[None] >= starts[:, None]))[..., None].float()
-        return (hidden * kept).sum(1) / kept.sum(1).clamp_min(1)
+        """[N, d], laid out as the model's audit finds it right; of an empty completion zeros."""
+
+        def states(rows: Rows) -> Tensor:
+            out = run(self.model, **inputs_of(self.model, rows), output_hidden_states=True)
+            return torch.as_tensor(out.hidden_states[-1].flatten(0, 1)[rows.where + 1].float())
+
+        hidden, owner = in_order(self.model, items, audited(self.model, items, share=False), states)
+        total = hidden.new_zeros(len(items), hidden.shape[-1]).index_add(0, owner, hidden)
+        return (total / torch.bincount(owner, minlength=len(items)).clamp_min(1)[:, None]).cpu()
 
 
 # ---- the task ----

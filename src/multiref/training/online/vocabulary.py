@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiref._logspace import check_weights, weighted_sum
-from multiref.models.architecture import with_forward
+from multiref.models.architecture import head_of, run, with_forward
 from multiref.models.encoding import Encoded
-from multiref.models.forward import LOGITS_BUDGET, head_of, inputs_of
+from multiref.models.forward import LOGITS_BUDGET, inputs_of
 from multiref.models.logps import audited, in_order
 from multiref.models.rows import Rows
 from multiref.training.online.penalty import Penalty
@@ -92,8 +92,8 @@ def _features(model: Any, batch: Sequence[Encoded]) -> _Features:
 
 def _states(model: Any, rows: Rows, head: Any) -> Tensor:
     if head is None:
-        logits: Tensor = model(**inputs_of(model, rows)).logits
+        logits: Tensor = run(model, **inputs_of(model, rows)).logits
         return logits.flatten(0, 1)[rows.where]
     with with_forward(head, lambda hidden: hidden.flatten(0, 1)[rows.where][None]):
-        states: Tensor = model(**inputs_of(model, rows)).logits[0]
+        states: Tensor = run(model, **inputs_of(model, rows)).logits[0]
     return states

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiref.errors import ModelError, MultirefWarning
-from multiref.models.architecture import as_its_weights_are, check_rows, evaluating
+from multiref.models.architecture import as_its_weights_are, check_rows, evaluating, run
 from multiref.models.encoding import Encoded, context_of
 from multiref.models.noise import zeros_moved
 from multiref.models.witness import NoCopy, Witness, dtype_of, is_sharded
@@ -89,12 +89,8 @@ def passes(model: Any, rows: Sequence[Sequence[int]], pad: int, batch: int) -> I
     """The rewards of so many rows at a time, differentiable."""
     device = next(model.parameters()).device
     for start in range(0, len(rows), batch):
-        ids, mask = pad_rows(rows[start : start + batch], pad)
-        yield model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, 0]
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids → ids and mask [N, T], padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        some = rows[start : start + batch]
+        width = max(map(len, some))
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in some], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in some], device=device)
+        yield run(model, input_ids=ids, attention_mask=mask).logits[:, 0]
