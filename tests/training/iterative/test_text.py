@@ -175,7 +175,11 @@ def test_the_frozen_model_reads_some_completions_at_a_time(world, tokenizer, mon
     y = TextPolicy(world, model).sample(x, 4, torch.Generator().manual_seed(0))
     whole = TextReward(world, model, (x, y)).features(x, y)
     monkeypatch.setattr("multiref.training.iterative.text._TOGETHER", 5)
-    model.register_forward_pre_hook(lambda *given: rows.append(len(given[2]["input_ids"])), with_kwargs=True)
+
+    def watch(module, given, named):
+        rows.extend([len(named["input_ids"])] if named.get("output_hidden_states") else [])  # not of an audit
+
+    model.register_forward_pre_hook(watch, with_kwargs=True)
     assert torch.allclose(TextReward(world, model, (x, y)).features(x, y), whole, atol=1e-3)
     different = torch.cat([x.repeat_interleave(4)[:, None], y.view(12, -1)], 1).unique(dim=0)
     assert max(rows) <= 5 and sum(rows) == len(different)
