@@ -82,7 +82,7 @@ WATCHING = """
 import multiref.runs.pairs as pairs
 real_remember = pairs.TrainerJob.remember
 def remember(self):
-    print("sharded:", type(next(self.model.parameters())).__name__, flush=True)
+    print(f"sharded: {type(next(self.model.parameters())).__name__}\\n", end="", flush=True)  # in one piece
     return real_remember(self)
 pairs.TrainerJob.remember = remember
 """

@@ -305,6 +305,11 @@ def test_a_draw_of_the_optimum_that_is_left_stops_too():
         assert status(answer) == 200 and b'"role":"assistant","content":' in answer
 
 
+def _in_front():
+    """A process that a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_the_verb_until_a_signal(tiny_folder, number, code):
@@ -312,7 +317,8 @@ def test_the_verb_until_a_signal(tiny_folder, number, code):
     command = [sys.executable, "-m", "multiref.cli", "serve", "-r", f"a={tiny_folder}", "-r", f"b={tiny_folder}", "--port", "0"]
     options = ["--api-key", "env:SERVE_KEY", "--device", "cpu", "--max-new-tokens", "100"]
     environment = {**os.environ, "SERVE_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = subprocess.Popen([*command, *options], env=environment, preexec_fn=_in_front, **pipes)
     try:
         line = started.stdout.readline()
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1])
