@@ -4,6 +4,7 @@ import json
 import math
 import os
 import threading
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -254,7 +255,7 @@ def test_picks_rows_and_files():
     assert found.pick(3) == found.pick(3) and len({found.pick(seed)[0] for seed in range(40)}) > 3
     pairs = found.to_pairs(20, seed=1)
     assert pairs and all(reward([], [p.chosen])[0] > reward([], [p.rejected])[0] for p in pairs)
-    assert [row["prompt"] for row in found.to_sft(3)] == ["x0"] * 3
+    assert [row["prompt"] for row in found.to_sft(3)] == ["x0"] * 3 and len(found.to_sft()) == len(found)
     for wrong in (lambda: found.pick(1.5), lambda: found.to_sft(2.5), lambda: found.to_pairs(0)):
         with pytest.raises(ArgumentError, match="expected a whole number"):
             wrong()
@@ -265,6 +266,9 @@ def test_a_saved_file_gives_the_draws_back(tmp_path):
     found.save(tmp_path / "draws.jsonl")
     again = Draws.load(tmp_path / "draws.jsonl")
     assert str(again) == str(found) and again.pick(5) == found.pick(5) and torch.equal(again[0].weights, found[0].weights)
+    veto = found[0].log_weights.index_fill(0, torch.tensor([0, 7]), -math.inf)
+    replace(found, prompts=(replace(found[0], log_weights=veto),)).save(tmp_path / "vetoed.jsonl")
+    assert torch.equal(Draws.load(tmp_path / "vetoed.jsonl")[0].weights, veto.softmax(-1))
     drawn(tables(), "token", n=2).save(tmp_path / "token.jsonl")
     lines = (tmp_path / "token.jsonl").read_text().splitlines()
     row = json.loads(lines[1], parse_constant=pytest.fail)  # what any reader of JSON takes

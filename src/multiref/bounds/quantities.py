@@ -86,6 +86,13 @@ def check_quantities(name: str, quantities: Mapping[str, float | None]) -> dict[
     return checked
 
 
+def check_positive(**values: float) -> None:
+    """ArgumentError for the first that is no positive, finite number, by its name."""
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ArgumentError(f"{name}: expected a positive number, found {value!r}.")
+
+
 def describe(quantity: str) -> str:
     """One line on what a quantity is."""
     return _RULES[quantity][1]
