@@ -261,6 +261,21 @@ def test_picks_rows_and_files():
             wrong()
 
 
+def test_a_reward_is_not_asked_about_what_weighs_nothing():
+    """Among completions that ended, cut ones weigh nothing: no other is as long, so no text is of both."""
+    asked = []
+
+    def seen(prompts, completions):
+        asked.extend(completions)
+        return reward(prompts, completions)
+
+    given = {"method": "importance", "proposal": "sampled_ends", "n": 50, "islands": 2, "max_new_tokens": LENGTH}
+    found = sample(["x0"], references(tables()), RULE, seen, BETA, require_end=True, **given)
+    told = {end: {text for text, ended in zip(found[0].completions, found[0].ended) if ended == end} for end in (True, False)}
+    assert told[False] and set(asked) == told[True] and found.reward_calls == len(asked) == len(told[True])
+    assert not found[0].weights[~torch.tensor(found[0].ended)].any()
+
+
 def test_a_saved_file_gives_the_draws_back(tmp_path):
     found = drawn(tables(), "importance", n=20)
     found.save(tmp_path / "draws.jsonl")
