@@ -221,7 +221,7 @@ def spell_tokens(
 ) -> Iterator[Spelt]:
     """`draw_tokens` as text, each row up to its first stop string, or the special token that one names, which no text shows.
     turn: entered for every step of the models."""
-    named = getattr(bench.tokenizer, "get_added_vocab", dict)() if stops else {}  # Mistral's own tokenizers have none
+    named: dict[str, int] = getattr(bench.tokenizer, "get_added_vocab", dict)()  # Mistral's own tokenizers have none
     last = {*bench.ends, *(named[stop] for stop in stops if stop in named)}
     texts = [Transcript(bench.tokenizer, context, tuple(stops)) for _ in range(rows)]
     waiting: list[list[Drawn]] = [[] for _ in texts]
