@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def check_quantities(name: str, quantities: Mapping[str, float | None]) -> dict[
 def check_positive(**values: float) -> None:
     """ArgumentError for the first that is no positive, finite number, by its name."""
     for name, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
             raise ArgumentError(f"{name}: expected a positive number, found {value!r}.")
 
 
