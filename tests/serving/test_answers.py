@@ -232,10 +232,29 @@ def test_choices_seeds_prompts_and_usage(client):
         if part.choices:
             streamed[part.choices[0].index] += part.choices[0].text
     assert streamed == texts and part.usage == one.usage
+    assert one.usage.total_tokens == one.usage.prompt_tokens + one.usage.completion_tokens
+    begun = client.completions.create(**{**given, "prompt": ["the cat", "is it"], "echo": True})
+    assert all(choice.text.startswith(("the cat", "is it")[choice.index // 3]) for choice in begun.choices)
+    indices = {part.choices[0].index for part in client.completions.create(stream=True, **given)}
+    assert indices == set(range(6))
     told = client.chat.completions.create(model=MODEL, messages=SAID, logprobs=True, top_logprobs=3, max_tokens=4, seed=1)
     tokens = told.choices[0].logprobs.content
     assert all(len(each.top_logprobs) == 3 and each.logprob < 0 for each in tokens)
     assert "approximate" in told.model_extra["multiref"]
+
+
+def test_a_chat_with_the_optimum_says_what_was_drawn():
+    """The messages that `sample` draws under the same seed, of which the choices are picks."""
+    refs, length = tiny_references(), 6
+    given, talk = {"n": 4, "islands": 2}, tuple(SAID)
+    with Optimum(refs, mr.ReverseKL(W), most=length, **given) as served:
+        *pieces, finished = served.answer(Asked((talk,), chat=True, new_tokens=length, n=3, seed=3), threading.Event())
+    (found,) = mr.decoding.sample([talk], refs, mr.ReverseKL(W), max_new_tokens=length, seed=3, **given)
+    said = {message["content"] for (message,) in found.completions}
+    assert [each.choice for each in pieces] == [0, 1, 2] and {each.text for each in pieces} <= said
+    written = refs.open("a").tokenizer.apply_chat_template(SAID, tokenize=False, add_generation_prompt=True)
+    plain = refs.open("a").tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert finished.prompt_tokens == len(plain) and finished.notes["prompts"][0]["log_partition"] == found.log_partition
 
 
 def test_draws_of_the_optimum():
