@@ -37,7 +37,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 
 from multiref.errors import ArgumentError, OutputError
-from multiref.report import versions, write_alone, write_whole
+from multiref.report import is_sealed, seal, versions, write_alone, write_whole
 from multiref_lab.fingerprint import fingerprint
 from multiref_lab.workers import begin, interrupts_wait
 
@@ -176,16 +176,15 @@ def _finish(measure: Callable[[C], F], cell: C, place: Path) -> Record[C, F]:
 
 def write_kept(place: Path, value: Mapping[str, Any]) -> None:
     """JSON with its sum."""
-    kept = json.loads(json.dumps(value))
-    write_whole(place, json.dumps({**kept, "sum": _sum(kept)}, indent=1) + "\n")
+    write_whole(place, json.dumps(seal(value), indent=1) + "\n")
 
 
 def read_kept(place: Path) -> dict[str, Any] | None:
     """What `write_kept` wrote; None where there is nothing, or not as it was written."""
     try:
-        kept = dict(json.loads(place.read_text(encoding="utf-8")))
-        return kept if kept.pop("sum") == _sum(kept) else None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        return {key: kept[key] for key in kept if key != "sum"} if is_sealed(kept) else None
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -199,10 +198,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _sum(kept: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest(values: object, module: str) -> str:

@@ -1,5 +1,6 @@
 """Conversions, against the equations that define the letters."""
 
+import numpy as np
 import pytest
 
 from multiref import bounds
@@ -8,6 +9,7 @@ from multiref.errors import ArgumentError
 
 def test_strengths_agree_on_what_multiplies_the_kl():
     letters = bounds.strengths(0.1)
+    assert bounds.convert_strength(np.float32(0.5), source="beta", target="gamma") == 2
     assert letters == pytest.approx({"beta": 0.1, "gamma": 10, "eta": 10, "eta-gshf": 0.1, "lambda": 0.1, "temperature": 0.1})
     for name, value in letters.items():
         assert bounds.convert_strength(value, source=name, target="beta") == pytest.approx(0.1)

@@ -210,6 +210,8 @@ def test_what_sgd_settles_to_against_two_other_ways():
     law, prior = (MultivariateNormal(*each) for each in ((theta, settled), (0 * theta, s**2 * torch.eye(2).double())))
     found = bounds.sgd_posterior_kl(theta, H, C, learning_rate=eta, batch=batch, deviation=s)
     assert found == pytest.approx(float(kl_divergence(law, prior)), rel=1e-10)
+    flat = bounds.sgd_posterior_kl(theta, H / 100, C / 100, learning_rate=eta, batch=batch, deviation=s)
+    assert flat == pytest.approx(found, rel=1e-10)  # HΣ + ΣH = (η/B) C has the same Σ
     for wrong in ((-H, C), (H, torch.zeros(2, 2))):
         with pytest.raises(ArgumentError, match="positive definite"):
             bounds.sgd_posterior_kl(theta, *wrong, learning_rate=eta, batch=batch, deviation=s)

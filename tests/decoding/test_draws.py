@@ -4,6 +4,7 @@ import json
 import math
 import os
 import threading
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -254,10 +255,25 @@ def test_picks_rows_and_files():
     assert found.pick(3) == found.pick(3) and len({found.pick(seed)[0] for seed in range(40)}) > 3
     pairs = found.to_pairs(20, seed=1)
     assert pairs and all(reward([], [p.chosen])[0] > reward([], [p.rejected])[0] for p in pairs)
-    assert [row["prompt"] for row in found.to_sft(3)] == ["x0"] * 3
+    assert [row["prompt"] for row in found.to_sft(3)] == ["x0"] * 3 and len(found.to_sft()) == len(found)
     for wrong in (lambda: found.pick(1.5), lambda: found.to_sft(2.5), lambda: found.to_pairs(0)):
         with pytest.raises(ArgumentError, match="expected a whole number"):
             wrong()
+
+
+def test_a_reward_is_not_asked_about_what_weighs_nothing():
+    """Among completions that ended, cut ones weigh nothing: no other is as long, so no text is of both."""
+    asked = []
+
+    def seen(prompts, completions):
+        asked.extend(completions)
+        return reward(prompts, completions)
+
+    given = {"method": "importance", "proposal": "sampled_ends", "n": 50, "islands": 2, "max_new_tokens": LENGTH}
+    found = sample(["x0"], references(tables()), RULE, seen, BETA, require_end=True, **given)
+    told = {end: {text for text, ended in zip(found[0].completions, found[0].ended) if ended == end} for end in (True, False)}
+    assert told[False] and set(asked) == told[True] and found.reward_calls == len(asked) == len(told[True])
+    assert not found[0].weights[~torch.tensor(found[0].ended)].any()
 
 
 def test_a_saved_file_gives_the_draws_back(tmp_path):
@@ -265,6 +281,9 @@ def test_a_saved_file_gives_the_draws_back(tmp_path):
     found.save(tmp_path / "draws.jsonl")
     again = Draws.load(tmp_path / "draws.jsonl")
     assert str(again) == str(found) and again.pick(5) == found.pick(5) and torch.equal(again[0].weights, found[0].weights)
+    veto = found[0].log_weights.index_fill(0, torch.tensor([0, 7]), -math.inf)
+    replace(found, prompts=(replace(found[0], log_weights=veto),)).save(tmp_path / "vetoed.jsonl")
+    assert torch.equal(Draws.load(tmp_path / "vetoed.jsonl")[0].weights, veto.softmax(-1))
     drawn(tables(), "token", n=2).save(tmp_path / "token.jsonl")
     lines = (tmp_path / "token.jsonl").read_text().splitlines()
     row = json.loads(lines[1], parse_constant=pytest.fail)  # what any reader of JSON takes

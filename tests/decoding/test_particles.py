@@ -134,10 +134,21 @@ def test_one_token_has_its_probability(dtype, monkeypatch):
     n = 400_000
     counts = draw_one(p.expand(n, -1), torch.Generator().manual_seed(2))[:, 0].bincount(minlength=7)
     assert bool(((counts - n * p).abs() <= 5 * (n * p * (1 - p)).sqrt()).all()), counts
-    for uniform, token in ((0.0, 1), (1 - 2.0**-53, 5), (1.0, 5)):
+    for uniform, token in ((0.0, 1), (1 - 2.0**-53, 5)):
         monkeypatch.setattr(torch, "rand", lambda shape, u=uniform, **like: torch.full(shape, u, dtype=torch.float64))
         assert int(draw_one(p, torch.Generator())) == token
     assert draw_one(torch.tensor([[0.0, 0.0], [math.nan, 1.0]], dtype=dtype), torch.Generator()).tolist() == [[0], [0]]
+
+
+def test_what_has_no_probability_at_the_end_is_never_drawn(monkeypatch):
+    """The largest uniform number there is, 1 − 2^-53, under 40,000 totals, powers of two among them: u · total is below the
+    total, so that a last entry without a probability is out of reach."""
+    mantissas = torch.linspace(1, 2, 20_000, dtype=torch.float64)
+    totals = torch.cat([mantissas, mantissas.nextafter(torch.tensor(3.0).double()), 2.0 ** torch.arange(-200.0, 200).double()])
+    most = torch.full((len(totals), 1), 1 - 2.0**-53, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **like: most)
+    rows = totals[:, None] * torch.tensor([0.0, 0.25, 0.75, 0.0, 0.0]).double()
+    assert draw_one(rows, torch.Generator()).unique().tolist() == [2]
 
 
 def test_logits_that_are_no_numbers_are_said():

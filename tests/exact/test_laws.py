@@ -129,12 +129,14 @@ def test_where_no_strength_is_given_it_is_a_tenth():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0, 0.999])
 def test_ties_at_the_corner_share_evenly(alpha):
-    """Two completions that no reference supports, equally rewarded: half of the left-over mass each,
-    and the policy sums to one."""
+    """Two completions that no reference supports, equally rewarded: half of the left-over mass each, and all sums to one.
+    Inside, λ = max r − β/(1 − α) leaves P ((1 − α)(max r − r)/β)^{1/(α − 1)}."""
     logps = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]], dtype=torch.float64).log()
     reward = torch.tensor([0.0, 1.0, 9.0, 9.0, 2.0], dtype=torch.float64) / (1 - alpha)
     policy = mr.exact.solve(reward, logps, mr.AlphaDivergence(alpha=alpha), beta=1.0).policy
     assert policy[2] == policy[3] > 0.1 and policy[4] == 0 and policy.sum().item() == pytest.approx(1.0, abs=1e-14)
+    inside = 0.5 * torch.tensor([9.0, 8.0], dtype=torch.float64) ** (1 / (alpha - 1))
+    torch.testing.assert_close(policy[:2], inside, rtol=1e-10, atol=1e-15)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1 + 1e-8, 1.3, 2.0, 3.0])

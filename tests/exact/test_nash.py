@@ -51,6 +51,23 @@ def test_an_equilibrium_is_its_own_best_response(rule):
     assert float(mr.exact.duality_gap(moved, preference, refs, rule, beta=0.2).min()) > 1e-5
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_the_gap_is_what_the_best_of_all_responses_gains(alpha):
+    """J(q, π) − J(π, π) of the best response, and of none of 200 others more; away from the equilibrium."""
+    preference, refs = games(seeds=2)
+    rule, policy = mr.AlphaDivergence([0.3, 0.7], alpha=alpha), refs[0]
+    reward = (preference @ policy.exp()[..., None])[..., 0]
+
+    def gained(response):
+        return mr.exact.value(response, reward, refs, rule, beta=0.2) - mr.exact.value(policy, reward, refs, rule, beta=0.2)
+
+    gap, best = mr.exact.duality_gap(policy, preference, refs, rule, beta=0.2), mr.exact.solve(reward, refs, rule, beta=0.2)
+    torch.testing.assert_close(gap, gained(best.log_policy), rtol=1e-9, atol=1e-12)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, *policy.shape, generator=generator, dtype=torch.float64)
+    assert all(bool((gained((best.log_policy + each).log_softmax(-1)) < gap).all()) for each in noise)
+
+
 def test_truncation_and_the_corner():
     """α = 2 drops completions at the equilibrium; forward KL plays a completion that no reference has and that always wins."""
     preference, refs = games(seeds=4, completions=8, seed=1)

@@ -2,10 +2,12 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import lazy_loader
 import pytest
 import torch
+from tokenizers import AddedToken
 
 import multiref as mr
 from multiref.decoding.streaming import draw_tokens, open_pool, spell_tokens
@@ -14,9 +16,11 @@ from multiref.models.draws import bend
 from multiref.models.encoding import encode_many
 from multiref.models.lockstep import Lockstep
 from multiref.references import Connection, ServerReference
+from multiref.references.completion_api import match_tokens
 from multiref.references.protocol import Item
 from multiref.serving import Optimum, TokenPool
 from multiref.serving.asked import Asked
+from multiref.serving.served import Piece
 from tests.conftest import make_llama, make_tokenizer
 from tests.decoding.worlds import BETA, LENGTH, Truth, references, reward, tables, total_variation
 from tests.decoding.worlds import W as TABLES_W
@@ -83,7 +87,9 @@ def test_echoed_log_probabilities_are_the_pool_s(client, product):
     said, at = more.choices[0].text, more.choices[0].logprobs.text_offset
     new = more.choices[0].logprobs.tokens[len(ids) :]
     assert at[len(ids)] == len(text) and more.usage.completion_tokens == len(new) and more.usage.prompt_tokens == len(ids)
-    assert [said[a:b] for a, b in zip(at, [*at[1:], len(said)])][len(ids) :] == new
+    parts = [said[a:b] for a, b in zip(at, [*at[1:], len(said)])][len(ids) :]
+    unseen = {tokenizer.decode([index]) for index in tokenizer.added_tokens_decoder}  # special ones, bytes among them
+    assert all(part == token or (not part and token in unseen) for part, token in zip(parts, new, strict=True))
     item, tokenisation = Item("the cat", (" sat on", " is five.")), Tokenisation(end=False)
     (encoded,) = encode_many(tokenizer, [(item.prompt, item.completions)], tokenisation)
     once = Connection(attempts=1)
@@ -103,6 +109,53 @@ def test_parts_of_a_character_begin_where_it_does():
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     expected = [len(text.encode()[:start].decode(errors="ignore")) for start in starts]
     assert [each.offset for each in piece.tokens] == expected and len(expected) > len(set(expected)) > 8
+
+
+def marked_pool(marks):
+    """(tokenizer, pool) of letters as bytes, with these special tokens beside them, of which the tokenizer's settings say
+    nothing (as Llama 3's say nothing of <|eot_id|>)."""
+    tokenizer = make_tokenizer("bytelevel")
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in marks])
+    assert not set(marks) & set(tokenizer.all_special_tokens)
+    return tokenizer, TokenPool(
+        mr.References({"a": LanguageModel(make_llama(len(tokenizer), std=0.2), tokenizer, "a")}), mr.ReverseKL()
+    )
+
+
+def test_a_drawn_token_keeps_its_name_beside_others_of_that_name():
+    """Single bytes are all spelt "\ufffd", as every server spells them. What is told under the drawn one's name is its own
+    log-probability; its namesakes are told by their ids."""
+    _, opened = marked_pool([])
+    seen = 0
+    with opened as pool:
+        for seed in range(4):
+            asked = Asked(("the cat",), new_tokens=30, top=20, seed=seed)
+            pieces = [each for each in pool.answer(asked, threading.Event()) if isinstance(each, Piece)]
+            for told in (token for piece in pieces for token in piece.tokens):
+                assert told.top[told.token] == told.logp and len(told.top) in (20, 21)
+                seen += told.token == "\ufffd" and sum(name.startswith("token_id:") for name in told.top) > 1
+    assert seen > 3
+
+
+def test_a_special_token_is_called_by_its_name_and_ends_an_answer_where_it_is_asked_to():
+    """Echoed, it is the token that was sent, as our own client checks it. As a stop string it ends the answer where the same
+    seed draws it, and all before is the same; its text is nowhere."""
+    marks = [f"<|mark {i}|>" for i in range(60)]
+    tokenizer, opened = marked_pool(marks)
+    ids = tuple(tokenizer("the<|mark 7|> cat")["input_ids"])
+    with opened as pool:
+        piece, _ = pool.answer(Asked((ids,), new_tokens=0, echo=True, top=0), threading.Event())
+        said = [each.token for each in piece.tokens]
+        assert "<|mark 7|>" in said and piece.text == "the cat"
+        match_tokens(said, ids, tokenizer)
+        asked = Asked(("the cat",), new_tokens=60, top=0, seed=1)
+        whole = [each for each in pool.answer(asked, threading.Event()) if isinstance(each, Piece)]
+        tokens = [each.token for piece in whole for each in piece.tokens]
+        place, mark = next((i, each) for i, each in enumerate(tokens) if each in marks)
+        assert 0 < place < len(tokens) - 1
+        *cut, finished = pool.answer(replace(asked, stops=("never", mark)), threading.Event())
+    assert [each.token for piece in cut for each in piece.tokens] == tokens[: place + 1] and cut[-1].finish == "stop"
+    assert finished.completion_tokens == place + 1 and "mark" not in "".join(piece.text for piece in cut)
 
 
 @pytest.mark.parametrize("patience", [1, 3])
@@ -179,10 +232,29 @@ def test_choices_seeds_prompts_and_usage(client):
         if part.choices:
             streamed[part.choices[0].index] += part.choices[0].text
     assert streamed == texts and part.usage == one.usage
+    assert one.usage.total_tokens == one.usage.prompt_tokens + one.usage.completion_tokens
+    begun = client.completions.create(**{**given, "prompt": ["the cat", "is it"], "echo": True})
+    assert all(choice.text.startswith(("the cat", "is it")[choice.index // 3]) for choice in begun.choices)
+    indices = {part.choices[0].index for part in client.completions.create(stream=True, **given)}
+    assert indices == set(range(6))
     told = client.chat.completions.create(model=MODEL, messages=SAID, logprobs=True, top_logprobs=3, max_tokens=4, seed=1)
     tokens = told.choices[0].logprobs.content
     assert all(len(each.top_logprobs) == 3 and each.logprob < 0 for each in tokens)
     assert "approximate" in told.model_extra["multiref"]
+
+
+def test_a_chat_with_the_optimum_says_what_was_drawn():
+    """The messages that `sample` draws under the same seed, of which the choices are picks."""
+    refs, length = tiny_references(), 6
+    given, talk = {"n": 4, "islands": 2}, tuple(SAID)
+    with Optimum(refs, mr.ReverseKL(W), most=length, **given) as served:
+        *pieces, finished = served.answer(Asked((talk,), chat=True, new_tokens=length, n=3, seed=3), threading.Event())
+    (found,) = mr.decoding.sample([talk], refs, mr.ReverseKL(W), max_new_tokens=length, seed=3, **given)
+    said = {message["content"] for (message,) in found.completions}
+    assert [each.choice for each in pieces] == [0, 1, 2] and {each.text for each in pieces} <= said
+    written = refs.open("a").tokenizer.apply_chat_template(SAID, tokenize=False, add_generation_prompt=True)
+    plain = refs.open("a").tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert finished.prompt_tokens == len(plain) and finished.notes["prompts"][0]["log_partition"] == found.log_partition
 
 
 def test_draws_of_the_optimum():
@@ -232,6 +304,7 @@ REFUSED = {
     "token": ({"prompt": [10**6]}, "prompt"),
     "no prompt": ({"prompt": []}, "prompt"),
     "usage": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "more at least than at most": ({"extra_body": {"min_tokens": 17}}, "min_tokens"),
 }
 
 

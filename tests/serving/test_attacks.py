@@ -15,6 +15,7 @@ from random import Random
 
 import lazy_loader
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import multiref as mr
@@ -283,6 +284,20 @@ def test_a_reward_that_fails_is_a_mistake_of_the_server(said, capfd):
         answer = send(port, post("/v1/completions", BODY))
         assert status(answer) == 500 and b"mistake of the server" in answer and b"reward" not in answer
         assert "Mistake: reward" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("optimum", [False, True])
+def test_models_that_fail_are_a_mistake_of_the_server(optimum, capfd):
+    """Logits that are NaN, while it answers: no fault of who asks, who is told 500 and not to change the request (400)."""
+    refs = tiny_references()
+    served = Optimum(refs, mr.ReverseKL((0.3, 0.7)), most=4, n=4, islands=1) if optimum else None
+    with serving(served) as (port, app):
+        (models,) = [app.served.models] if optimum else [app.served.bench.models]
+        with torch.no_grad():
+            models[0].lm_head.weight.fill_(math.nan)
+        answer = send(port, post("/v1/completions", BODY))
+        assert status(answer) == 500 and b"mistake of the server" in answer and b"NaN" not in answer
+        assert "logits are NaN" in capfd.readouterr().err
 
 
 def test_a_draw_of_the_optimum_that_is_left_stops_too():

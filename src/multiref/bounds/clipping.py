@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiref._logspace import Weights, check_logps, check_weights
-from multiref.bounds.quantities import check_quantities
+from multiref.bounds.quantities import check_positive, check_quantities
 from multiref.bounds.statement import Statement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
@@ -87,7 +87,7 @@ def sgd_posterior_kl(
 
     Reference: DERIVED, to first order in η; for `reward_shift_average`.
     """
-    _check(learning_rate=learning_rate, batch=batch, deviation=deviation)
+    check_positive(learning_rate=learning_rate, batch=batch, deviation=deviation)
     theta, d = weights.double(), len(weights)
     values, vectors = torch.linalg.eigh(curvature.double())
     spread = learning_rate / batch * (vectors.mT @ noise.double() @ vectors) / (values[:, None] + values)
@@ -133,12 +133,12 @@ def rollouts_per_prompt(
 
     Reference: arXiv 2602.21765 (FOUND; derived again).
     """
-    _check(prefill=prefill, decode=decode)
+    check_positive(prefill=prefill, decode=decode)
     if (rollout_deviation is None) != (prompt_deviation is None):
         raise ArgumentError("rollout_deviation, prompt_deviation: expected both or none.")
     if rollout_deviation is None or prompt_deviation is None:
         return max(1.0, math.pow(prefill / decode, 2 / 3))
-    _check(rollout_deviation=rollout_deviation, prompt_deviation=prompt_deviation)
+    check_positive(rollout_deviation=rollout_deviation, prompt_deviation=prompt_deviation)
     return max(1.0, sqrt(prefill / decode) * rollout_deviation / prompt_deviation)
 
 
@@ -157,16 +157,12 @@ def prompts_and_pairs(
 
     Reference: arXiv 2602.21765 mentions the split; DERIVED.
     """
-    _check(prompt_error=prompt_error, pair_error=pair_error, prompt_cost=prompt_cost, pair_cost=pair_cost, budget=budget)
+    check_positive(
+        prompt_error=prompt_error, pair_error=pair_error, prompt_cost=prompt_cost, pair_cost=pair_cost, budget=budget
+    )
     ratio = math.pow(prompt_error * pair_cost / (pair_error * prompt_cost), 2 / 3)
     pairs = budget / (prompt_cost * ratio + pair_cost)
     return ratio * pairs, pairs
-
-
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-            raise ArgumentError(f"{name}: expected a positive number, found {value!r}.")
 
 
 @dataclass(frozen=True)

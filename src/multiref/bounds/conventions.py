@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from multiref.bounds.quantities import check_positive
 from multiref.errors import ArgumentError
 
 Stationarity = Literal["norm", "squared-norm"]
@@ -32,7 +33,7 @@ def convert_strength(value: float, *, source: str, target: str) -> float:
     for name in (source, target):
         if name not in _MULTIPLIES:
             raise ArgumentError(f"strength: found {name!r}, expected one of {', '.join(_MULTIPLIES)}; name one of these")
-    _check_positive(f"strength: found {source} =", value, "give β, γ = 1/β or η = 1/β")
+    check_positive(strength=value)
     return value if _MULTIPLIES[source] == _MULTIPLIES[target] else 1 / value
 
 
@@ -48,7 +49,7 @@ def convert_target(epsilon: float, *, source: Stationarity, target: Stationarity
         ArgumentError: an unknown convention, or ε ≤ 0.
     """
     _check_stationarity(source, target)
-    _check_positive("epsilon: found", epsilon, "give the stationarity target")
+    check_positive(epsilon=epsilon)
     if source == target:
         return epsilon
     return epsilon**2 if source == "norm" else math.sqrt(epsilon)
@@ -75,7 +76,7 @@ def convert_exponent(power: float, *, stated: Stationarity) -> Exponent:
         ArgumentError: an unknown convention, or a power that is not positive.
     """
     _check_stationarity(stated)
-    _check_positive("power: found", power, "give k of ε^(−k)")
+    check_positive(power=power)
     return Exponent(norm=power, squared_norm=power / 2) if stated == "norm" else Exponent(norm=2 * power, squared_norm=power)
 
 
@@ -85,8 +86,3 @@ def _check_stationarity(*names: str) -> None:
             raise ArgumentError(
                 f"stationarity: found {name!r}, expected 'norm' (‖∇F‖ ≤ ε) or 'squared-norm' (‖∇F‖² ≤ ε); say which"
             )
-
-
-def _check_positive(found: str, value: float, advice: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ArgumentError(f"{found} {value!r}, expected a positive number; {advice}")

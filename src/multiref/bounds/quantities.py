@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -84,6 +85,13 @@ def check_quantities(name: str, quantities: Mapping[str, float | None]) -> dict[
             raise ArgumentError(f"{name}: found {quantity} = {value!r}, expected {expected}; {quantity} is {meaning}")
         checked[quantity] = number
     return checked
+
+
+def check_positive(**values: float) -> None:
+    """ArgumentError for the first that is no positive, finite number, by its name."""
+    for name, value in values.items():
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+            raise ArgumentError(f"{name}: expected a positive number, found {value!r}.")
 
 
 def describe(quantity: str) -> str:

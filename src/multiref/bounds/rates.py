@@ -84,11 +84,6 @@ own_pairs_suboptimality = Statement(
 )
 
 
-def _two_stage(scale: float, β: float, coverage: float, N: float, δ: float, target: float) -> dict[str, float]:
-    """m = η² D² · scale · log(2N/δ), n = (η/ε) · scale · log(N/δ), η = 1/β."""
-    return {"first stage": coverage * scale * log(2 * N / δ) / β**2, "second stage": scale * log(N / δ) / (β * target)}
-
-
 two_stage = Statement(
     name="two-stage",
     title="labels that two-stage sampling needs for a gap of ε",
@@ -102,7 +97,10 @@ two_stage = Statement(
     citation="Zhao, Ye, Gu, Zhang, arXiv 2411.04625, Theorem 4.7 (Theorem 3.8, rewards observed, has B² for e^B)",
     status="provisional",
     quantities="beta coverage reward_max class_size target delta?",
-    terms=lambda β, D2, B, N, ε, δ: _two_stage(exp(B), β, D2, N, δ, ε),
+    terms=lambda β, D2, B, N, ε, δ: {
+        "first stage": D2 * exp(B) * log(2 * N / δ) / β**2,
+        "second stage": exp(B) * log(N / δ) / (β * ε),
+    },
     trivial=_unbounded,
     note="a number of labels, not a gap",
 )

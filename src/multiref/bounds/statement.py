@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from multiref.bounds.inversion import solve
-from multiref.bounds.quantities import DEFAULTS, check_quantities, describe
+from multiref.bounds.quantities import DEFAULTS, check_positive, check_quantities, describe
 from multiref.errors import ArgumentError
 
 Status = Literal["found", "derived", "provisional"]
@@ -131,10 +131,7 @@ class Bound:
             raise ArgumentError(
                 f"{name}: found no quantity {quantity!r}, expected one of {', '.join(self.quantities)}; name one of these"
             )
-        if not (isinstance(target, int | float) and math.isfinite(target) and target > 0):
-            raise ArgumentError(
-                f"target: found {target!r}, expected a positive number; give the value that the bound should reach"
-            )
+        check_positive(target=target)
         counted = quantity in _COUNTS
 
         def value(x: float) -> float:

@@ -219,7 +219,10 @@ def spell_tokens(
     stops: Sequence[str] = (),
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Spelt]:
-    """`draw_tokens` as text, each row up to its first stop string. turn: entered for every step of the models."""
+    """`draw_tokens` as text, each row up to its first stop string, or the special token that one names, which no text shows.
+    turn: entered for every step of the models."""
+    named: dict[str, int] = getattr(bench.tokenizer, "get_added_vocab", dict)()  # Mistral's own tokenizers have none
+    last = {*bench.ends, *(named[stop] for stop in stops if stop in named)}
     texts = [Transcript(bench.tokenizer, context, tuple(stops)) for _ in range(rows)]
     waiting: list[list[Drawn]] = [[] for _ in texts]
     closed: set[int] = set()
@@ -233,7 +236,7 @@ def spell_tokens(
             row, text = each.row, texts[each.row]
             waiting[row].append(each)
             finish = "length" if len(text.ids) == generation.max_new_tokens else None
-            if text.stopped or each.token in bench.ends:
+            if text.stopped or each.token in last:
                 finish = "stop"
                 closed.add(row)
             if finish:

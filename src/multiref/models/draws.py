@@ -61,8 +61,8 @@ def draw_one(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # which that device lacks
     reached = probabilities.to(wide).cumsum(-1)
     total = reached[..., -1:]
+    # u < 1, so that u · total rounds to less than the total: what lies at the end without a probability is never reached
     at = torch.rand(total.shape, dtype=wide, device=total.device, generator=generator) * total
-    at = at.minimum(total.nextafter(total.new_zeros(())))  # below the end: the token has a probability
     # of a row of zeros or NaN the first: the callers say what is wrong with it
     return torch.searchsorted(reached, at, right=True).remainder_(probabilities.shape[-1])
 

@@ -7,7 +7,9 @@ from .blocks import Prose as Prose
 from .blocks import Section as Section
 from .blocks import Settings as Settings
 from .blocks import Table as Table
+from .blocks import is_sealed as is_sealed
 from .blocks import page as page
+from .blocks import seal as seal
 from .blocks import write_alone as write_alone
 from .blocks import write_page as write_page
 from .blocks import write_whole as write_whole

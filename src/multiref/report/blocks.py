@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from multiref._files import write_whole as write_whole
 from multiref._locks import write_alone as write_alone
+from multiref._sealed import is_sealed as is_sealed
+from multiref._sealed import seal as seal
 from multiref.errors import ArgumentError
 from multiref.report.shown import public
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from multiref.errors import ArgumentError
 
@@ -46,7 +47,7 @@ class Measure:
     n: int = 1
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Measure":
+    def of(cls, values: Sequence[float]) -> Self:
         """mean = Σ v_i / n,  error = sqrt(Σ (v_i − mean)² / (n (n − 1)))."""
         if not values:
             raise ArgumentError("a mean of no values was asked for; expected at least one seed")
@@ -64,12 +65,8 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Measure):
     """The mean of a_i − b_i over the same n seeds, its standard error, and what may be said of it at the 95 % level."""
-
-    mean: float
-    error: float | None
-    n: int
 
     @property
     def within_noise(self) -> bool:
@@ -87,4 +84,4 @@ def paired(values: Sequence[float], against: Sequence[float]) -> Difference:
     so the error is of the difference itself."""
     if len(values) != len(against):
         raise ArgumentError(f"paired values must come from the same seeds: found {len(values)} against {len(against)}")
-    return Difference(**vars(Measure.of([a - b for a, b in zip(values, against, strict=True)])))
+    return Difference.of([a - b for a, b in zip(values, against, strict=True)])

@@ -69,6 +69,16 @@ class Asked:
     stream: bool = False
     usage: bool = False
 
+    def length(self, usual: int, most: int) -> int:
+        """How many tokens it may have: what it names, else the usual number. BadRequest for more than a server gives, and for
+        fewer than it must have."""
+        new = usual if self.new_tokens is None else self.new_tokens
+        if new > most:
+            raise BadRequest(f"max_tokens is {new}; this server gives at most {most}.", "max_tokens")
+        if self.min_tokens > new:
+            raise BadRequest(f"min_tokens is {self.min_tokens}, more than the {new} that there may be.", "min_tokens")
+        return new
+
     def generation(self, new_tokens: int) -> Generation:
         """At most so many tokens, drawn as it asks."""
         return Generation(new_tokens, self.temperature, self.top_k, self.top_p, self.min_tokens)
@@ -146,8 +156,6 @@ def read_request(body: Any, model: str, *, chat: bool) -> Asked:
         raise BadRequest(f"{len(prompts)} prompts × n {said.n} are more than {MOST_CHOICES} choices.", "n")
     if new == 0 and not echo:
         raise BadRequest("max_tokens is 0, and without `echo` nothing would be answered.", "max_tokens")
-    if said.min_tokens > (said.min_tokens if new is None else new):
-        raise BadRequest(f"min_tokens is {said.min_tokens}, more than max_tokens {new}.", "min_tokens")
     return Asked(
         prompts, chat, new, said.n, said.temperature, said.top_p, max(0, said.top_k), said.min_tokens, tuple(said.stop),
         said.seed, top, echo, as_ids, said.stream, bool(said.stream_options.include_usage),

@@ -18,7 +18,7 @@ from multiref.models.sampling import encode_prompts
 from multiref.references.collection import References
 from multiref.regularizers import Regularizer
 from multiref.serving.asked import Asked, BadRequest
-from multiref.serving.served import Answer, Finished, Mistake, Piece, Stopped
+from multiref.serving.served import Answer, Finished, Piece, Stopped, mistakes
 
 
 class Optimum:
@@ -77,9 +77,7 @@ class Optimum:
             )
         if any(isinstance(prompt, tuple) and isinstance(prompt[0], int) for prompt in asked.prompts):
             raise BadRequest("prompt: the optimum is drawn for text, not for token ids. Send a string.", "prompt")
-        new = self.most if asked.new_tokens is None else asked.new_tokens
-        if not 0 < new <= self.most:
-            raise BadRequest(f"max_tokens is {new}; this server draws 1 to {self.most}.", "max_tokens")
+        new = asked.length(self.most, self.most)
         seed = secrets.randbits(31) if asked.seed is None else asked.seed % 2**31
         pieces: list[Piece] = []
         notes, read, written = [], 0, 0
@@ -87,7 +85,8 @@ class Optimum:
             with self._turn, stopping(self.models, stop):
                 (context,) = encode_prompts(self.tokenizer, [prompt])
                 given = {"max_new_tokens": new, "min_new_tokens": asked.min_tokens, "seed": seed + 7_919 * place}
-                (found,) = draws = sample([prompt], self.refs, *self.asked, **{**self.options, **given})
+                with mistakes():
+                    (found,) = draws = sample([prompt], self.refs, *self.asked, **{**self.options, **given})
             read += len(context)
             chosen = torch.multinomial(found.weights, asked.n, True, generator=chooser(seed + place)).tolist()
             for number, i in enumerate(chosen):
@@ -110,10 +109,8 @@ class Optimum:
 
 def _rewarded(ask: Rewarding, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
     """What a reward says. Where it raises, or says what is no reward, that is not the fault of who asks."""
-    try:
+    with mistakes(MultirefError):
         found: list[float] = ask(prompts[0], completions).tolist()
-    except MultirefError as error:
-        raise Mistake(str(error)) from error
     return found
 
 

@@ -1,11 +1,12 @@
 """What answers requests, and what an answer is made of: pieces of choices, one after another."""
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-from multiref.errors import MultirefError
+from multiref.errors import ModelError, MultirefError
 from multiref.serving.asked import Asked
 
 
@@ -60,6 +61,15 @@ class Served(Protocol):
 
 class Mistake(MultirefError):
     """Of what is served, not of what is asked: whoever asks learns only that there is one."""
+
+
+@contextmanager
+def mistakes(kind: type[MultirefError] = ModelError) -> Iterator[None]:
+    """Within it an error of this kind is a `Mistake`: logits that are NaN, a reference elsewhere that does not answer."""
+    try:
+        yield
+    except kind as error:
+        raise Mistake(str(error)) from error
 
 
 class Stopped(Exception):

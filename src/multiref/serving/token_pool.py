@@ -19,11 +19,10 @@ from multiref.references.collection import References
 from multiref.references.local import LocalReference
 from multiref.regularizers import Regularizer
 from multiref.serving.asked import Asked, BadRequest
-from multiref.serving.served import Answer, Finished, Piece, Stopped, Told
+from multiref.serving.served import Answer, Finished, Piece, Stopped, Told, mistakes
 
 Ids = tuple[int, ...]
 WINDOW = 6  # tokens before one, behind which it is spelt
-PLAIN: Any = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}  # text as it was drawn
 
 
 class TokenPool:
@@ -87,7 +86,8 @@ class TokenPool:
         with self._turn:
             if stop.is_set():
                 raise Stopped
-            yield
+            with mistakes():
+                yield
 
     @contextmanager
     def _set_aside(self, rows: int, length: int) -> Iterator[None]:
@@ -113,9 +113,7 @@ class TokenPool:
 
     def _new_tokens(self, asked: Asked, context: Ids) -> int:
         room = self.most if self.context is None else min(self.most, self.context - len(context))
-        wanted = max(1, room) if asked.new_tokens is None else asked.new_tokens
-        if wanted > self.most:
-            raise BadRequest(f"max_tokens is {wanted}; this server gives at most {self.most}.", "max_tokens")
+        wanted = asked.length(max(1, room), self.most)
         if self.context is not None and len(context) + wanted > self.context:
             raise BadRequest(
                 f"The prompt's {len(context)} tokens and {wanted} new ones are more than the context of {self.context}.",
@@ -138,7 +136,7 @@ class TokenPool:
 
     def _echo(self, asked: Asked, prompt: Any, context: Ids) -> Piece:
         """The prompt as the begin of an answer. Its tokens spell it one after another."""
-        text = prompt if isinstance(prompt, str) else self.bench.tokenizer.decode(list(context), **PLAIN)
+        text = prompt if isinstance(prompt, str) else _added(self.bench.tokenizer, context, 0, len(context))
         if asked.top is None:
             return Piece(0, text)
         known = read_tokens(self.bench, context, asked.top) if len(context) > 1 else []
@@ -158,22 +156,20 @@ class TokenPool:
             return f"token_id:{index}" if asked.as_ids else _spelt(self.bench.tokenizer, [*before, index], len(before))
 
         top: dict[str, float] = {}
-        likeliest = dict(drawn.top)
+        likeliest, own = dict(drawn.top), called(drawn.token)
         if likeliest and not asked.chat:  # there the drawn one is told beside the likeliest
             likeliest.setdefault(drawn.token, drawn.logp)
         for index, logp in likeliest.items():
             name = called(index)
+            other = name in top or (name == own and index != drawn.token)  # the name is the drawn one's
             if logp > -math.inf:
-                top[f"token_id:{index}" if name in top else name] = logp
-        known = math.isfinite(drawn.logp)
-        return Told(called(drawn.token), drawn.logp if known else None, offset, top)
+                top[f"token_id:{index}" if other else name] = logp
+        return Told(own, drawn.logp if math.isfinite(drawn.logp) else None, offset, top)
 
 
 def _spelt(tokenizer: Any, ids: Any, place: int) -> str:
-    """What a token adds to the text of the few before it; a special one by its name."""
-    if ids[place] in tokenizer.all_special_ids:
-        return str(tokenizer.decode([ids[place]]))
-    return _added(tokenizer, ids, place, place + 1)
+    """What a token adds to the text of the few before it; one that adds nothing, as a special one, by its name."""
+    return _added(tokenizer, ids, place, place + 1) or str(tokenizer.decode([ids[place]]))
 
 
 def _added(tokenizer: Any, ids: Any, place: int, end: int) -> str:

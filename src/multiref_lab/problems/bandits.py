@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multiref.divergences import disagreement
 from multiref.errors import ArgumentError
 from multiref.pools import power_pool
 from multiref.regularizers import check_weights
@@ -33,9 +32,7 @@ class Bandits:
             ArgumentError: a name that is none of these.
         """
         if name == "escort":
-            return power_pool(self.ref_logps, self.weights, order=0.0) + disagreement(self.ref_logps, self.weights).unsqueeze(
-                -1
-            )
+            return power_pool(self.ref_logps, self.weights, order=0.0).log_softmax(-1)
         if name == "mixture":
             return power_pool(self.ref_logps, self.weights, order=1.0)
         if name == "uniform":

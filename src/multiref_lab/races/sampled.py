@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from multiref.bilevel import Likelihood, covariance, independent, shared
+from multiref.bilevel import Likelihood, covariance, independent, perturbed_policy, shared
 from multiref.errors import ArgumentError
-from multiref.regularizers import ReverseKL
 from multiref_lab.races.world import LinearWorld
 
 # Completions drawn for each labelled pair: two for the pair; two more from each of two policies, or two more from one.
@@ -20,20 +19,6 @@ def _draw(log_policy: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """[S, X, Y] → [S, X, n]."""
     flat = torch.multinomial(log_policy.exp().flatten(0, 1), n, replacement=True, generator=generator)
     return flat.reshape(*log_policy.shape[:2], n)
-
-
-def _perturb(world: LinearWorld, reward: Tensor, still: Tensor, sigma: float) -> Tensor:
-    """log π_σ of the likelihood, to 1e-8: the fixed point β log π = β log P + r − σ c_π, reverse KL only
-    (`perturbed_policy` serves the family, in twice the time)."""
-    problem, policy = world.problem, still
-    base = problem.log_pool + reward / problem.beta
-    payoff, upper = torch.zeros_like(reward), Likelihood()
-    for _ in range(200):
-        fresh = upper.payoff(problem, policy, reward)
-        if float((fresh - payoff).abs().max()) * sigma <= 1e-8:
-            return policy
-        payoff, policy = fresh, (base - sigma / problem.beta * fresh).log_softmax(-1)
-    raise ArgumentError(f"sigma: found {sigma}, at which the perturbed policy does not settle; choose a smaller one")
 
 
 def _by_hessian(log_policy: Tensor, first: Tensor, second: Tensor, loss: Tensor, reward: Tensor, beta: float) -> Tensor:
@@ -60,18 +45,16 @@ def sampled_gradient(
     sampled score is the sample covariance.
 
     Raises:
-        ArgumentError: an unknown estimator, a lower level that is not reverse KL, σ ≤ 0 where it is used.
+        ArgumentError: an unknown estimator, σ ≤ 0 where it is used.
     """
     if estimator not in ESTIMATORS:
         raise ArgumentError(f"estimator: found {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
-    if not isinstance(world.problem.regularizer, ReverseKL):
-        raise ArgumentError(f"regularizer: found {world.problem.regularizer}, expected ReverseKL for sampled estimates")
     problem = world.problem
     phi = phi.detach().requires_grad_(True)
     reward = world.reward_of(phi)
     still = (problem.log_pool + reward.detach() / problem.beta).log_softmax(-1)
     uses_sigma = estimator in ("two_policies", "shared_rollouts")
-    moved = _perturb(world, reward.detach(), still, sigma) if uses_sigma else still
+    moved = perturbed_policy(problem, reward.detach(), Likelihood(), sigma=sigma, tolerance=1e-8) if uses_sigma else still
     law = moved if estimator == "two_policies" else still
     first, second = _draw(law, pairs, generator), _draw(law, pairs, generator)
     wins = problem.preference.flatten(-2).gather(-1, first * reward.shape[-1] + second)

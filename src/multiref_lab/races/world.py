@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multiref.bilevel import Problem, Upper, hypergradient, preference_table
 from multiref.divergences import kl
-from multiref.regularizers import Regularizer, ReverseKL
+from multiref.regularizers import ReverseKL
 from multiref_lab.problems import linear_bandits
 
 
@@ -77,7 +77,6 @@ def linear_world(
     dimension: int = 3,
     seen: int | None = None,
     scale: float = 1.0,
-    regularizer: Regularizer | None = None,
     generator: torch.Generator,
 ) -> LinearWorld:
     """Rewards of spread `scale`, linear in `dimension` random features of which the model sees the first `seen` (None:
@@ -86,5 +85,5 @@ def linear_world(
     made = linear_bandits(
         seeds, prompts=prompts, completions=completions, dimension=dimension, reward_scale=scale, generator=generator
     )
-    problem = Problem(preference_table(made.reward), made.ref_logps, regularizer or ReverseKL(), beta)
+    problem = Problem(preference_table(made.reward), made.ref_logps, ReverseKL(), beta)
     return LinearWorld(problem, made.features[..., : seen or dimension].contiguous(), made.reward)

@@ -3,7 +3,3 @@ the base's own answers paired, scoring, `inspect`, training, evaluation. Every p
 
 `run.run(settings, output, ...)` does all of it and keeps each stage; `page.write` shows what came out.
 """
-
-from lazy_loader import attach_stub
-
-__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
