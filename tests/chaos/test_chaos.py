@@ -11,7 +11,7 @@ from tests.chaos.jobs import JOBS
 OFTEN = ("score",)  # the others take longer than `make test` has
 
 
-@pytest.mark.filterwarnings("ignore:Every completion of the first step was cut")  # they are of three tokens
+@pytest.mark.filterwarnings("ignore:Every completion of")  # a few tokens of a model that knows nothing
 @pytest.mark.parametrize("verb", [pytest.param(verb, marks=[] if verb in OFTEN else pytest.mark.slow) for verb in JOBS])
 def test_a_killed_verb_ends_as_one_that_nobody_disturbed(verb, tmp_path):
     how = ["--kills", "1", "--row", "0"] if verb in OFTEN else ["--kills", "4", "--row", "2"]
