@@ -127,6 +127,8 @@ def test_the_meaning_of_numbers_is_of_the_whole_data_set_and_is_not_guessed() ->
         chosen("a", "tie")
     with pytest.raises(DataError, match="row 2: no label"):
         chosen("a", None)
+    shp = [{"history": "q", "human_ref_A": "x", "human_ref_B": "y", "labels": label} for label in (1, 0)]
+    assert [pair.chosen for pair in read_pairs(shp, columns={"prompt": "history"})] == ["x", "y"]
     ends = [{"input": "q", "output_1": "x", "output_2": "y", "label": label} for label in (1, 0)]
     with pytest.raises(DataError, match=r"columns: .label"):  # 0 is a tie, or the first
         read_pairs(ends)

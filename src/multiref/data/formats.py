@@ -42,6 +42,7 @@ _ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "a
           "model": "assistant", "observation": "tool", "function": "tool", "system": "system"}  # fmt: skip
 _TALK = re.compile(r"""\s*(\[?)\s*\{\s*(["'])\w+\2\s*:""")  # how a conversation, or a message, begins as JSON text
 _NEEDED = "A preference row needs two completions of one prompt and which is better: chosen and rejected (and usually prompt)"
+_PUBLISHED = {"human_ref_A": {"first": 1, "second": 0}}  # a first column → its labels, as the data set's card says: SHP
 _NOT_SIDES = {"model", "name", "id", "author", "annotator", "score", "rating", "prompt", "question", "source"}
 _SIDES = {"response", "output", "answer", "completion", "conversation", "text", "reply", "summary", "candidate", "generation"}
 
@@ -127,7 +128,7 @@ def recognise(row: Row, columns: Mapping[str, object], rankings: Rankings, where
                 f"{where}: {' and '.join(map(str, two[:3]))} may be the two answers; say which: columns: "
                 f"{{chosen: {two[0][0]}, rejected: {two[0][1]}, label: {label}}}."
             )
-        return _two_answers(*two[0], label, values, columns)
+        return _two_answers(*two[0], label, values or _PUBLISHED.get(two[0][0], {}), columns)
     answers = next((name for name in ANSWERS if isinstance(row.get(name), Sequence) and not isinstance(row[name], str)), None)
     if answers is not None and _score_of(row, row[answers]) is not None:
         read = frozenset({"prompt", *PROMPTS, answers, *SCORES})
