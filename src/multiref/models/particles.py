@@ -12,7 +12,8 @@ from torch import Tensor
 from multiref._logspace import NEG_INF, weighted_sum
 from multiref._progress import each_told
 from multiref.models.draws import check_numbers, draw_one
-from multiref.models.lockstep import Ids, Lockstep, at_rest
+from multiref.models.encoding import Ids
+from multiref.models.lockstep import Lockstep, at_rest
 from multiref.models.spec import Generation
 from multiref.weighting.particles import effective_size, resample
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiref.cli.options import belong
+from multiref.errors import ArgumentError
 
 if TYPE_CHECKING:
     from multiref_lab.frontier import FrontierSettings
+
+SHARED = "MULTIREF_SHARED"
 
 
 def command(
@@ -23,7 +25,7 @@ def command(
     ] = None,
     shared: Annotated[
         Path | None,
-        typer.Option(envvar="MULTIREF_SHARED", help="Folder of models and data that the task `stories` is relative to."),
+        typer.Option(envvar=SHARED, help="Folder of models and data that the task `stories` is relative to."),
     ] = None,
     cache: Annotated[Path | None, "Folder in which worlds are kept; by default in the user's cache."] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
@@ -36,8 +38,12 @@ def command(
     Example: multiref frontier --config recipes/figure1-small.yaml
     """
     settings = read_settings(config, full, change or [])
-    belong("the task `generated`", settings.generated, cache=cache)
-    belong("the task `stories`", settings.stories or os.environ.get("MULTIREF_SHARED"), shared=shared)
+    idle = {
+        "--cache": cache and not settings.generated,
+        "--shared": shared and not settings.stories and SHARED not in os.environ,
+    }
+    if unread := ", ".join(option for option, is_idle in idle.items() if is_idle):
+        raise ArgumentError(f"{unread}: no task of {config} reads it. Leave {unread} out.")
     output = output or Path("runs") / config.stem
     from multiref_lab.cli.narrator import Narrator
     from multiref_lab.frontier import Findings, Training, sweep, write
