@@ -40,6 +40,10 @@ report.public("https://name:token@host/x")  # = 'https://name:token@host/x'
 # %% versions
 {"multiref", "python", "torch"} <= report.versions().keys()  # = True
 
+# %% seal, is_sealed
+record = report.seal({"kl": 0.5})
+report.is_sealed(record), report.is_sealed(record | {"kl": 0.6})  # = (True, False)
+
 # %% write_whole, write_alone
 report.write_whole("figures.json", "{}\n")  # the old file, or all of the new one
 with report.write_alone(report.write_whole("run/a.txt", "a").parent):  # one writer at a time

@@ -28,8 +28,9 @@ def open_reward_model(what: str | ModelSpec, *, device: Any = None) -> LanguageM
     for the last token that is not padding is the one that is scored: where the tokenizer has none of its own,
     the unknown token pads, and else the end token.
 
-    Raises: ModelError for a folder that cannot be loaded, an architecture without such a head, a model with several labels, an
-        adapter or a quantisation, which a model that is to be trained whole cannot have.
+    Raises:
+        ModelError: a folder that cannot be loaded, an architecture without such a head, a model with several labels, an adapter
+            or a quantisation, which a model that is to be trained whole cannot have.
     """
     import transformers
 

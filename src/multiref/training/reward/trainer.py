@@ -48,7 +48,7 @@ class RewardData(PairData):
         counts: as of `PairData`.
 
     Raises: DataError for no pair, or a row that cannot be encoded, named; ArgumentError for counts that do not fit, or a
-        tokenizer without padding.
+    tokenizer without padding.
     """
 
     def __init__(
