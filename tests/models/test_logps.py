@@ -297,6 +297,16 @@ def test_what_a_pass_has_changed_is_put_back_before_another_thread_s_turn():
     assert seen == [0, 0] and any(changed)
 
 
+def test_what_a_pass_has_changed_is_put_back_where_it_fails():
+    """Out of memory the rows are read again in halves: not with the frequencies of the whole."""
+    model = make_llama(VOCABULARY)
+    model.longest = 0
+    with pytest.raises(torch.OutOfMemoryError), left_as_it_was(model):
+        model.longest = 3
+        raise torch.OutOfMemoryError("full")
+    assert model.longest == 0
+
+
 def test_a_copy_has_the_models_own_head():
     """An audit copies a model to compute in float32: made while another thread scored, the copy kept that thread's head."""
     model, inside, done = make_llama(VOCABULARY), threading.Event(), threading.Event()

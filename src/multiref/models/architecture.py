@@ -150,9 +150,11 @@ def left_as_it_was(model: nn.Module) -> Iterator[list[bool]]:
     found: list[bool] = []
     with turn(model):
         weights, before = _versions(model), [_held(module) for module in unwrapped(model).modules()]
-        yield found
-        if weights == _versions(model):
-            found += [_put_back(*each) for each in before]
+        try:
+            yield found
+        finally:  # also where memory ended, and the rows are read again in halves
+            if weights == _versions(model):
+                found += [_put_back(*each) for each in before]
 
 
 def _held(module: nn.Module) -> tuple[nn.Module, dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
