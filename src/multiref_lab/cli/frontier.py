@@ -38,10 +38,8 @@ def command(
     Example: multiref frontier --config recipes/figure1-small.yaml
     """
     settings = read_settings(config, full, change or [])
-    idle = {
-        "--cache": cache and not settings.generated,
-        "--shared": shared and not settings.stories and SHARED not in os.environ,
-    }
+    elsewhere = settings.stories or os.environ.get(SHARED)  # what the environment names for every sweep is no mistake
+    idle = {"--cache": cache and not settings.generated, "--shared": shared and not elsewhere}
     if unread := ", ".join(option for option, is_idle in idle.items() if is_idle):
         raise ArgumentError(f"{unread}: no task of {config} reads it. Leave {unread} out.")
     output = output or Path("runs") / config.stem
